@@ -1,0 +1,46 @@
+# PWM's menu. Every target does its own set-up; `make` alone prints this list.
+# Arguments for pytest: make test args="tests/unit -k scheduler".
+
+VENV := .venv
+PY   := $(VENV)/bin/python
+args ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup proto demo up test lint format bench clean
+
+help:  ## Show what there is
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup:  ## Everything a developer needs: .venv, generated code, Docker engine, etcd
+	@scripts/setup.sh --dev
+
+proto:  ## Generate pwm/api from proto/
+	@scripts/setup.sh --dev --no-system
+	@$(PY) proto/generate.py
+
+demo:  ## A whole PWM on this machine runs one workload, shows its logs and stops again
+	@scripts/setup.sh
+	@$(PY) scripts/with_engine.py scripts/demo.sh
+
+up:  ## A whole PWM on this machine that stays until Ctrl-C
+	@scripts/setup.sh
+	@$(PY) scripts/with_engine.py $(VENV)/bin/pwm up $(args)
+
+test:  ## All checks and every test that can run here (args="..." goes to pytest)
+	@scripts/test.sh $(args)
+
+lint:  ## Format, style, types, import rules, proto
+	@scripts/setup.sh --dev --no-system
+	@scripts/lint.sh
+
+format:  ## Let ruff format and fix what it can
+	@scripts/setup.sh --dev --no-system
+	@$(VENV)/bin/ruff check --fix --quiet . && $(VENV)/bin/ruff format --quiet .
+
+bench:  ## Every benchmark; results as JSON in bench/results (args="append fold" picks some)
+	@scripts/setup.sh --dev
+	@$(PY) scripts/with_engine.py $(PY) -m bench $(args)
+
+clean:  ## Remove .venv, generated code and caches
+	rm -rf $(VENV) pwm/api build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
