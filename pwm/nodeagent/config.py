@@ -1,0 +1,57 @@
+"""What an agent is told when it starts.
+
+The values come from flags, `PWM_…` variables or a file, read by the command line; this module knows only
+their shapes and defaults, so that tests and `pwm up` make the same object.
+"""
+
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# Docker's own default; also where Debian's package puts it.
+DEFAULT_DOCKER_HOST = "unix:///var/run/docker.sock"
+DEFAULT_STATE_DIR = Path("/var/lib/pwm/agent")
+
+GIB = 1024**3
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work; the message is a sentence for the user."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentConfig:
+    # HOST:PORT of controller replicas, tried in turn.
+    servers: tuple[str, ...]
+    token: str = field(repr=False)
+    node: str = field(default_factory=socket.gethostname)
+    zone: str = ""
+    # Tells clusters apart whose agents share an engine: an agent touches only containers of its cluster and node.
+    cluster: str = "pwm"
+    labels: dict[str, str] = field(default_factory=dict)
+    # Where others reach this machine, shown in `pwm get node`.
+    address: str = ""
+    state_dir: Path = DEFAULT_STATE_DIR
+    docker_host: str = DEFAULT_DOCKER_HOST
+    # Real processes of the machine, without a container around them: off unless the owner wants it.
+    allow_process: bool = False
+    log_max_bytes: int = 1 * GIB
+    log_total_bytes: int = 20 * GIB
+    log_keep_days: int = 7
+    # HOST:PORT for /healthz, /readyz and /metrics; empty: none.
+    health_address: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.servers:
+            raise ConfigError("An agent needs the address of at least one controller, such as 127.0.0.1:4701")
+        if not self.token:
+            raise ConfigError("An agent needs a token; an admin makes one with `pwm admin join-token`")
+        if not self.docker_host.startswith("unix://"):
+            raise ConfigError(
+                f"The Docker host {self.docker_host!r} is not on this machine; an agent needs a socket, "
+                f"such as {DEFAULT_DOCKER_HOST}"
+            )
+
+    @property
+    def docker_socket(self) -> str:
+        return self.docker_host.removeprefix("unix://")
