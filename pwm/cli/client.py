@@ -184,7 +184,7 @@ class Client:
         what = "; ".join(f"{server}: {why}" for server, why in failures)
         return NoServerError(
             f"no server of profile {self._profile.name!r} answers ({what})",
-            next_step="Is the controller running? `pwm up` starts a whole PWM here; `pwm profile ls` shows the servers.",
+            next_step="Is the controller running? `pwm up` starts a whole PWM here; `pwm profile ls` lists servers.",
         )
 
     # --- what every request says, what every answer tells -----------------------------------------

@@ -23,8 +23,19 @@ if TYPE_CHECKING:
 class Option:
     """`--name VALUE`, or a flag. Several spellings may share it; the first long one is shown in help."""
 
-    __slots__ = ("choices", "completes", "convert", "default", "flag", "help", "hidden", "metavar", "multiple", "name")
-    __slots__ += ("spellings",)
+    __slots__ = (
+        "choices",
+        "completes",
+        "convert",
+        "default",
+        "flag",
+        "help",
+        "hidden",
+        "metavar",
+        "multiple",
+        "name",
+        "spellings",
+    )
 
     def __init__(
         self,

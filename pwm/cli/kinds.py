@@ -39,6 +39,11 @@ def kind_of(text: str) -> str:
     return kind
 
 
+def is_kind(text: str) -> bool:
+    """Whether a word names a kind."""
+    return text.lower() in _BY_ALIAS
+
+
 def _suggestion(text: str) -> str:
     from difflib import get_close_matches
 

@@ -1,3 +1,4 @@
+# ruff: noqa: PTH -- pathlib costs 7 ms to import, and every command reads this file
 """Profiles: which servers to ask, and with what token. Kept in ~/.pwm/config as PWM 1.x wrote it.
 
     profile: lab
@@ -58,13 +59,12 @@ def current_profile(name: str, servers: Sequence[str], *, warn: Callable[[str], 
         raise UsageError(f"there is no profile {wanted!r}", next_step=f"Profiles are: {known}. See `pwm profile add`.")
     entry = profiles.get(wanted) or {}
     from_environment = [url.strip() for url in os.environ.get("PWM_SERVER", "").split(",") if url.strip()]
-    profile = Profile(
+    return Profile(
         wanted or DEFAULT_PROFILE,
         servers=list(servers) or from_environment or _servers(entry) or [DEFAULT_SERVER],
         token=os.environ.get("PWM_TOKEN") or str((entry.get("auth") or {}).get("token") or ""),
         ca_file=str(entry.get("ca") or ""),
     )
-    return profile
 
 
 def _servers(entry: dict[str, Any]) -> list[str]:
@@ -211,7 +211,7 @@ def write_config(config: dict[str, Any]) -> None:
 def add_profile(name: str, *, servers: Sequence[str], token: str, use: bool = True, ca_file: str = "") -> None:
     """Adds or replaces a profile; what else is in the file stays. Also called by `pwm up`."""
     config = read_config(lambda text: None)
-    profiles = config.setdefault("api", {}) or config.__setitem__("api", {}) or config["api"]
+    profiles = config["api"] = config.get("api") or {}
     entry: dict[str, Any] = {"server": list(servers), "auth": {"token": token}}
     if ca_file:
         entry["ca"] = ca_file

@@ -109,7 +109,7 @@ def click_command(command: Command) -> click.Command:
     )
 
 
-class _Converted(click.ParamType):
+class _Converted(click.ParamType[Any]):
     """A parameter type whose rule is the table's own function."""
 
     def __init__(self, convert: Callable[[str], object], name: str) -> None:
@@ -151,7 +151,7 @@ def _argument(argument: Argument) -> click.Argument:
     )
 
 
-def _type(option: Option) -> click.ParamType:
+def _type(option: Option) -> click.ParamType[Any]:
     if option.choices:
         return click.Choice(list(option.choices))
     return _Converted(option.convert, "value") if option.convert else click.UNPROCESSED

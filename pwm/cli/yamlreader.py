@@ -1,0 +1,330 @@
+"""One YAML document as plain values, and the place of each: the inner half of `manifest.py`.
+
+Reading goes over libyaml's events rather than its nodes: no recursion, whatever a document's depth, and every
+limit is checked before memory is spent on what is over it.
+
+What a value is follows YAML 1.2, with one rule more: text becomes a number only when that number prints as
+the same text. So `on`, `no`, `010`, `1.10`, `12:30` and `2024-01-01` stay what the user wrote, in an
+environment variable above all. Tags, other than the core ones, are refused.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+import yaml
+from yaml.events import (
+    AliasEvent,
+    DocumentEndEvent,
+    DocumentStartEvent,
+    Event,
+    MappingEndEvent,
+    MappingStartEvent,
+    ScalarEvent,
+    SequenceEndEvent,
+    SequenceStartEvent,
+    StreamEndEvent,
+    StreamStartEvent,
+)
+
+# What the server takes as one document; more would not fit its events.
+DOCUMENT_LIMIT_BYTES = 48 * 1024
+# No kind nests deeper than 7.
+DEPTH_LIMIT = 32
+
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_CORE_TAGS = {"tag:yaml.org,2002:" + name: name for name in ("str", "int", "float", "bool", "null", "map", "seq")}
+_TAGGED: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "null": (type(None),),
+}
+_WORDS = {"": None, "~": None, "null": None, "Null": None, "NULL": None} | {
+    spelling: value
+    for word, value in (("true", True), ("false", False))
+    for spelling in (word, word.title(), word.upper())
+}
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,15}")
+_DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]*)\.[0-9]+")
+# Numbers travel as doubles; larger integers would lose digits.
+_EXACT_INTEGERS = 2**53
+
+
+class Place(NamedTuple):
+    """A position in a source, counted from 1, as editors do."""
+
+    source: str
+    line: int
+    column: int
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.line}:{self.column}" if self.line else self.source
+
+
+class ManifestError(Exception):
+    """What is wrong with a source or one of its documents, where, and what to do."""
+
+    def __init__(self, message: str, place: Place, *, next_step: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.place = place
+        self.next_step = next_step
+
+
+class Chunk(NamedTuple):
+    """The text of one document; `first_line` is its first line in the source, from 1."""
+
+    source: str
+    text: str
+    first_line: int
+
+    def place(self, mark: Any) -> Place:
+        return Place(self.source, self.first_line + mark.line, mark.column + 1)
+
+
+def read_value(chunk: Chunk, *, positions: dict[str, tuple[int, int]] | None = None) -> Any:
+    """The document's value; `positions` is filled with path -> line and column within the chunk, from 0."""
+    return _Reader(chunk, positions).read()
+
+
+class _Open:
+    """A mapping or list whose end has not come yet."""
+
+    __slots__ = ("anchor", "first_line_of", "key", "key_mark", "merged", "path", "size", "value")
+
+    def __init__(self, value: dict[str, Any] | list[Any], path: str, anchor: str | None) -> None:
+        self.value = value
+        self.path = path
+        self.anchor = anchor
+        self.size = 1
+        # Of a mapping: the key whose value comes next, where it stands, and on which line each key was.
+        self.key: str | None = None
+        self.key_mark: Any = None
+        self.first_line_of: dict[str, int] = {}
+        self.merged: list[Any] = []
+
+
+class _Reader:
+    """Builds one document's value from events; with `positions`, notes where each path stands."""
+
+    def __init__(self, chunk: Chunk, positions: dict[str, tuple[int, int]] | None) -> None:
+        self._chunk = chunk
+        self._positions = positions
+        self._stack: list[_Open] = []
+        self._anchors: dict[str, tuple[Any, int]] = {}
+        self._root: Any = None
+
+    def read(self) -> Any:
+        try:
+            for event in yaml.parse(self._chunk.text, Loader=_LOADER):
+                self._take(event)
+        except yaml.MarkedYAMLError as error:
+            raise _syntax_error(error, self._chunk) from error
+        except yaml.reader.ReaderError as error:
+            raise _character_error(error, self._chunk) from error
+        return self._root
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, ScalarEvent):
+            self._scalar(event)
+        elif isinstance(event, (MappingStartEvent, SequenceStartEvent)):
+            self._start(event)
+        elif isinstance(event, (MappingEndEvent, SequenceEndEvent)):
+            self._end()
+        elif isinstance(event, AliasEvent):
+            self._alias(event)
+        elif not isinstance(event, (StreamStartEvent, StreamEndEvent, DocumentStartEvent, DocumentEndEvent)):
+            raise AssertionError(event)
+
+    # --- events -----------------------------------------------------------------------------------
+
+    def _scalar(self, event: ScalarEvent) -> None:
+        top = self._stack[-1] if self._stack else None
+        if top is not None and isinstance(top.value, dict) and top.key is None:
+            self._key(top, event)
+            return
+        path = self._path_of_next(event, scalar=True)
+        value = self._value(event)
+        size = len(event.value) + 1
+        if event.anchor:
+            self._anchors[event.anchor] = value, size
+        self._add(value, size, path)
+
+    def _key(self, mapping: _Open, event: ScalarEvent) -> None:
+        key = str(event.value)
+        if event.tag not in (None, "!") and event.tag != "tag:yaml.org,2002:str":
+            self._value(event)
+        if not key:
+            raise self._error("a field has no name before its colon", event)
+        if key in mapping.first_line_of:
+            first = self._chunk.first_line + mapping.first_line_of[key]
+            raise self._error(f"{key!r} is there twice; the first is in line {first}", event, "Remove one of them.")
+        mapping.key, mapping.key_mark = key, event.start_mark
+        mapping.first_line_of[key] = mapping.key_mark.line
+        mapping.size += len(key) + 1
+        if event.anchor:
+            self._anchors[event.anchor] = key, len(key) + 1
+
+    def _start(self, event: MappingStartEvent | SequenceStartEvent) -> None:
+        top = self._stack[-1] if self._stack else None
+        if top is not None and isinstance(top.value, dict) and top.key is None:
+            raise self._error("a field's name must be text, not a list or mapping", event)
+        if event.tag not in (None, "!") and event.tag not in _CORE_TAGS:
+            raise self._tag_error(event)
+        if len(self._stack) >= DEPTH_LIMIT:
+            raise self._error(f"nested deeper than {DEPTH_LIMIT} levels", event, "No kind of PWM nests that deep.")
+        path = self._path_of_next(event, scalar=False)
+        value: dict[str, Any] | list[Any] = {} if isinstance(event, MappingStartEvent) else []
+        self._stack.append(_Open(value, path, event.anchor))
+
+    def _end(self) -> None:
+        closed = self._stack.pop()
+        if isinstance(closed.value, dict):
+            for mapping in closed.merged:
+                closed.value.update({key: value for key, value in mapping.items() if key not in closed.value})
+        if closed.anchor:
+            self._anchors[closed.anchor] = closed.value, closed.size
+        self._add(closed.value, closed.size, closed.path)
+
+    def _alias(self, event: AliasEvent) -> None:
+        top = self._stack[-1] if self._stack else None
+        if top is not None and isinstance(top.value, dict) and top.key is None:
+            raise self._error("a field's name cannot be an alias", event)
+        if event.anchor not in self._anchors:
+            inside = any(opened.anchor == event.anchor for opened in self._stack)
+            what = "contains itself" if inside else "has no anchor before it"
+            raise self._error(f"the alias *{event.anchor} {what}", event, f"Write &{event.anchor} at what it means.")
+        value, size = self._anchors[event.anchor]
+        if sum(opened.size for opened in self._stack) + size > DOCUMENT_LIMIT_BYTES:
+            limit = f"{DOCUMENT_LIMIT_BYTES // 1024} KiB"
+            raise self._error(f"its aliases unfold to more than {limit}", event, "Write fewer aliases, or split it.")
+        self._add(value, size, self._path_of_next(event, scalar=True))
+
+    # --- values -----------------------------------------------------------------------------------
+
+    def _add(self, value: Any, size: int, path: str) -> None:
+        if not self._stack:
+            self._root = value
+            return
+        top = self._stack[-1]
+        top.size += size
+        if isinstance(top.value, list):
+            top.value.append(value)
+            return
+        key, mark = top.key, top.key_mark
+        assert key is not None
+        top.key = None
+        if key != "<<":
+            top.value[key] = value
+            return
+        merged = value if isinstance(value, list) else [value]
+        if not all(isinstance(mapping, dict) for mapping in merged):
+            message = "<< takes in the fields of a mapping, and this is none"
+            raise ManifestError(message, self._chunk.place(mark), next_step="Give it an alias of a mapping.")
+        top.merged += merged
+
+    def _value(self, event: ScalarEvent) -> Any:
+        text = str(event.value)
+        if event.tag in (None, "!"):
+            return plain_value(text) if event.implicit[0] else text
+        name = _CORE_TAGS.get(event.tag)
+        if name is None:
+            raise self._tag_error(event)
+        value = text if name == "str" else plain_value(text)
+        if not isinstance(value, _TAGGED.get(name, ())):
+            raise self._error(f"{text!r} is not what its tag !!{name} says", event)
+        return value
+
+    def _path_of_next(self, event: Event, *, scalar: bool) -> str:
+        """Path of the value that begins with this event; its place is noted.
+
+        The place of a scalar is its own, that of a mapping or list its key's, which is where a person looks.
+        """
+        if self._positions is None:
+            return ""
+        mark: Any = event.start_mark
+        if not self._stack:
+            path = ""
+        else:
+            top = self._stack[-1]
+            if isinstance(top.value, list):
+                path = f"{top.path}[{len(top.value)}]"
+            else:
+                path = f"{top.path}.{top.key}" if top.path else str(top.key)
+                mark = mark if scalar else top.key_mark
+        self._positions[path] = (mark.line, mark.column)
+        return path
+
+    def _error(self, message: str, event: Event, next_step: str = "") -> ManifestError:
+        return ManifestError(message, self._chunk.place(event.start_mark), next_step=next_step)
+
+    def _tag_error(self, event: Any) -> ManifestError:
+        tag = str(event.tag).replace("tag:yaml.org,2002:", "!!")
+        return self._error(f"the tag {tag} means nothing here", event, "Remove it; write plain values.")
+
+
+def plain_value(text: str) -> bool | int | float | str | None:
+    """What an unquoted scalar means: a number only if it prints as the same text, else what is written."""
+    if text in _WORDS:
+        return _WORDS[text]
+    if _INTEGER.fullmatch(text) and abs(int(text)) <= _EXACT_INTEGERS:
+        return int(text)
+    if _DECIMAL.fullmatch(text) and repr(float(text)) == text:
+        return float(text)
+    return text
+
+
+# libyaml's words -> ours, and what to do.
+_SYNTAX = (
+    ("found character that cannot start any token", "no value begins with this sign", "Put the value in quotes."),
+    (
+        "mapping values are not allowed in this context",
+        "a colon where none can be",
+        "Check the indentation, and put text that holds ': ' in quotes.",
+    ),
+    ("did not find expected key", "a field was expected here", "Check the indentation here and in the line before."),
+    ("did not find expected '-' indicator", "a list item was expected here", "Check the indentation of the list."),
+    ("could not find expected ':'", "a colon is missing after a field's name", "Write `name: value`."),
+    ("found unexpected end of stream", "the end of this is missing", "Is a quote or bracket left open?"),
+    ("did not find expected ',' or '}'", "a } or , is missing", "Close the brace that was opened before."),
+    ("did not find expected ',' or ']'", "a ] or , is missing", "Close the bracket that was opened before."),
+    ("did not find expected node content", "a value is missing here", "Is a bracket left open? Else write a value."),
+    (
+        "block sequence entries are not allowed in this context",
+        "a list item where none can be",
+        "Items begin on a line of their own.",
+    ),
+    ("found undefined tag handle", "a tag that means nothing here", "Put text that begins with ! in quotes."),
+    ("found unknown escape character", "an unknown escape in double quotes", "Use 'single quotes'."),
+)
+
+
+def _syntax_error(error: yaml.MarkedYAMLError, chunk: Chunk) -> ManifestError:
+    mark = error.problem_mark or error.context_mark
+    if "end of stream" in str(error.problem) and error.context_mark is not None:
+        mark = error.context_mark  # where the quote was opened says more than where the text ends
+    if mark is None:
+        return ManifestError(f"not valid YAML: {error.problem}", Place(chunk.source, chunk.first_line, 1))
+    lines = chunk.text.split("\n")
+    line = lines[mark.line] if mark.line < len(lines) else ""
+    if line[mark.column : mark.column + 1] == "\t" or "\t" in line[: len(line) - len(line.lstrip())]:
+        step = "Replace the tabs at the beginning of this line."
+        return ManifestError("a tab; YAML is indented with spaces only", chunk.place(mark), next_step=step)
+    problem = str(error.problem)
+    for theirs, ours, step in _SYNTAX:
+        if theirs in problem:
+            return ManifestError(f"not valid YAML: {ours}", chunk.place(mark), next_step=step)
+    return ManifestError(f"not valid YAML: {problem}", chunk.place(mark))
+
+
+def _character_error(error: yaml.reader.ReaderError, chunk: Chunk) -> ManifestError:
+    """libyaml counts bytes; the first character that YAML forbids is looked for in the text instead."""
+    found = re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]", chunk.text)
+    before = chunk.text[: found.start()] if found else ""
+    place = Place(chunk.source, chunk.first_line + before.count("\n"), len(before) - before.rfind("\n"))
+    character = f"U+{ord(found[0]):04X}" if found else f"U+{int(error.character):04X}"
+    message = f"the control character {character} is not allowed in YAML"
+    return ManifestError(message, place, next_step='Remove it, or write it as an escape in "double quotes".')
