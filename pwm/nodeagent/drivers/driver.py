@@ -92,19 +92,24 @@ class Adopted:
 
 
 class LogFormat(Enum):
-    # Docker's json-file: one {"log", "stream", "time"} a line; older parts are PATH.1, PATH.2, ...
+    # Docker's `local` log driver, also what PWM's process driver writes: binary records, byte-exact.
+    # Older parts are PATH.1, PATH.2, ... (`compress` must be off).
+    DOCKER_LOCAL = "docker-local"
+    # Docker's json-file: one {"log", "stream", "time"} a line; bytes that are not UTF-8 are lost in it.
     DOCKER_JSON = "docker-json"
-    # The bytes as they were written; `stderr` apart, or in `path` too when it is None.
-    RAW = "raw"
 
 
 @dataclass(frozen=True, slots=True)
 class LogSource:
-    """Where the container's output appears, for the agent's spool to follow."""
+    """Where the container's output appears, for the agent's spool to follow.
+
+    `engine` (as in DOCKER_HOST) and `runtime_id` let the spool ask the engine where the agent may not read `path`.
+    """
 
     format: LogFormat
     path: Path
-    stderr: Path | None = None
+    engine: str = ""
+    runtime_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
