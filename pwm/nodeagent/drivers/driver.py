@@ -51,6 +51,13 @@ class ContainerMissing(DriverError):
         super().__init__(Reason.CONTAINER_DISAPPEARED, message)
 
 
+class ContainerNotRunning(DriverError):
+    """It exists, and what was asked needs it to run."""
+
+    def __init__(self, message: str = "The container is not running") -> None:
+        super().__init__(Reason.NONE, message)
+
+
 @dataclass(frozen=True, slots=True)
 class Started:
     """The container runs. `pid` is 0 where asking for it would cost a round trip."""
