@@ -1,0 +1,26 @@
+"""What a service knows of the call it answers.
+
+The generated servicers expect gRPC's own context, which is made for network calls. The gateway calls
+services in process, and they need five things only, so this is all they get. Cancellation is asyncio's: when
+the client goes away or the deadline passes, the call's task is cancelled.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class CallContext:
+    """
+    principal:       who calls, as the authenticator said; None for a public rpc
+    peer:            the caller's IP address
+    idempotency_key: the caller's name for this change, so that a retry is answered and not done twice; "" = none
+    request_id:      names this call in logs and in the answer's X-Request-Id
+    deadline:        asyncio loop time at which the caller stops waiting; None = never
+    """
+
+    principal: Any = None
+    peer: str = ""
+    idempotency_key: str = ""
+    request_id: str = ""
+    deadline: float | None = None

@@ -1,0 +1,269 @@
+"""The gateway: HTTP/JSON in front of the services, in the same process.
+
+A request goes through the same few steps whatever it asks: find its rpc in the descriptors' routes, find out who calls,
+read the message, ask whether this caller may, call the servicer's method as a plain coroutine, write what it
+returns. There is no gRPC hop in between, and nothing here knows what a workload is: a new rpc in the proto files is
+served without a line of new code.
+
+    routes ─ which rpc     requests, query, decoding ─ the message      encoding ─ its JSON
+    streams ─ NDJSON, SSE, frames      websocket ─ Exec      failures ─ errors      openapi, site ─ the rest
+
+An rpc whose proto has no `access` option is denied to everybody.
+"""
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+from aiohttp import web
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import Message
+from prometheus_client import CollectorRegistry
+
+from pwm.api.v1.access_pb2 import Access
+from pwm.controlplane.context import CallContext
+from pwm.controlplane.errors import ApiError
+from pwm.controlplane.gateway import failures, requests, responses, streams, websocket
+from pwm.controlplane.gateway.decoding import BadInput, Decoder
+from pwm.controlplane.gateway.encoding import Encoder
+from pwm.controlplane.gateway.failures import Code
+from pwm.controlplane.gateway.metrics import Metrics, RpcMetrics
+from pwm.controlplane.gateway.open_streams import OpenStreams
+from pwm.controlplane.gateway.routes import Route, Routes, Rpc
+from pwm.controlplane.gateway.server import HttpServer
+from pwm.controlplane.gateway.site import HealthReport, Pages
+
+log = structlog.get_logger(__name__)
+
+
+class Principal(Protocol):
+    """Who calls. The gateway reads the name only, to count open streams."""
+
+    @property
+    def name(self) -> str: ...
+
+
+# Who a token (None: there is none) from an address speaks for; ApiError if for nobody.
+Authenticate = Callable[[str | None, str], Awaitable[Principal]]
+# Whether the caller may make this request of this rpc (`ResourceService.Get`); ApiError if not.
+Authorize = Callable[[Any, Access, Message, str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class _Endpoint:
+    """A route with all that is worked out once and used at each request."""
+
+    route: Route
+    rpc: Rpc
+    reader: requests.RequestReader
+    metrics: RpcMetrics
+
+
+class Gateway:
+    """
+    services:     the servicers by their descriptors
+    authenticate: see Authenticate
+    authorize:    see Authorize; not asked for public rpcs
+    health:       whether this replica can serve, for /readyz
+    registry:     what /metrics shows
+    tls:          None: plain HTTP
+    webui:        folder of the built web app
+    """
+
+    def __init__(
+        self,
+        *,
+        services: Iterable[tuple[ServiceDescriptor, Any]],
+        authenticate: Authenticate,
+        authorize: Authorize,
+        health: Callable[[], HealthReport],
+        registry: CollectorRegistry,
+        title: str,
+        version: str,
+        tls: ssl.SSLContext | None = None,
+        webui: Path | None = None,
+    ) -> None:
+        self._authenticate = authenticate
+        self._authorize = authorize
+        self._encoder, decoder = Encoder(), Decoder()
+        self._routes = Routes(services)
+        metrics = Metrics(registry)
+        by_rpc = {route.rpc.name: metrics.rpc(route.rpc.name) for route in self._routes.all}
+        self._unrouted = metrics.rpc("")
+        self._endpoints: dict[Route, _Endpoint] = {
+            route: _Endpoint(route, route.rpc, requests.RequestReader(route, decoder), by_rpc[route.rpc.name])
+            for route in self._routes.all
+        }
+        for route in self._routes.all:
+            self._encoder.compile(route.rpc.descriptor.output_type)
+        self._sockets = websocket.ExecSocket(self._encoder, decoder)
+        self._pages = Pages(
+            routes=self._routes, title=title, version=version, health=health, registry=registry, webui=webui,
+            admit=self._admit_page,
+        )  # fmt: skip
+        self._streams = OpenStreams()
+        self._server = HttpServer(self._handle, tls=tls)
+        self._rechecking: asyncio.Task[None] | None = None
+        self._stopping = False
+
+    async def start(self, host: str, port: int) -> int:
+        """Listens; returns the bound port."""
+        bound = await self._server.start(host, port)
+        self._rechecking = asyncio.get_running_loop().create_task(self._streams.recheck_for_ever())
+        return bound
+
+    async def stop(self, grace_s: float) -> None:
+        """Ends open streams with UNAVAILABLE, lets running calls end for `grace_s`, then closes everything."""
+        self._stopping = True
+        self._server.stop_listening()
+        self._streams.end_all(failures.shutting_down())
+        await self._server.stop(grace_s)
+        if self._rechecking is not None:
+            self._rechecking.cancel()
+            await asyncio.gather(self._rechecking, return_exceptions=True)
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answers a request; every error becomes an answer here."""
+        request_id = requests.request_id(request)
+        metrics = self._unrouted
+        try:
+            path, _, query = request.raw_path.partition("?")
+            page = self._pages.find(path)
+            if page is not None:
+                return await page(request, request_id)
+            endpoint, values = self._find(request.method, path)
+            metrics = endpoint.metrics
+            return await self._call(endpoint, request, values, query, request_id)
+        except ApiError as error:
+            return self._refusal(error, request_id, metrics)
+        except BadInput as error:
+            return self._refusal(failures.from_bad_input(error), request_id, metrics)
+        except asyncio.CancelledError:
+            metrics.count(Code.CANCELLED)
+            raise
+        except ConnectionError:
+            metrics.count(Code.CANCELLED)
+            raise
+        except Exception:
+            log.exception("a call failed", request_id=request_id, method=request.method, path=request.raw_path[:200])
+            return self._refusal(failures.internal(request_id), request_id, metrics)
+
+    def _refusal(self, error: ApiError, request_id: str, metrics: RpcMetrics) -> web.Response:
+        metrics.count(error.code)
+        return responses.error(error, request_id, close=self._stopping)
+
+    def _find(self, method: str, path: str) -> tuple[_Endpoint, list[str]]:
+        routes, values = self._routes.find(path)
+        route = routes.get(method)
+        if route is None:
+            raise failures.wrong_method(method, path, sorted(routes)) if routes else failures.no_route(path)
+        return self._endpoints[route], values
+
+    async def _call(
+        self, endpoint: _Endpoint, request: web.BaseRequest, values: list[str], query: str, request_id: str
+    ) -> web.StreamResponse:
+        rpc, access, peer = endpoint.rpc, endpoint.rpc.access, request.remote or ""
+        if access is None:
+            raise ApiError(Code.PERMISSION_DENIED, f"{rpc.name} may be called by nobody: it has no access rule")
+        token = requests.bearer_token(request)
+        principal = None if access.public else await self._authenticate(token, peer)
+        context = CallContext(
+            principal=principal,
+            peer=peer,
+            idempotency_key=requests.idempotency_key(request),
+            request_id=request_id,
+            deadline=requests.deadline(request),
+        )
+        if rpc.call is None:
+            raise ApiError(Code.UNIMPLEMENTED, f"{rpc.name} is not offered by this controller")
+        if rpc.bidirectional:
+            return await self._exec(endpoint, request, context, token)
+        message = await endpoint.reader.read(request, values, query)
+        if not access.public:
+            self._authorize(principal, access, message, rpc.name)
+        if rpc.streams:
+            return await self._stream(endpoint, request, message, context, token)
+        return await self._unary(endpoint, request, message, context)
+
+    async def _unary(
+        self, endpoint: _Endpoint, request: web.BaseRequest, message: Message, context: CallContext
+    ) -> web.StreamResponse:
+        call = endpoint.rpc.call
+        assert call is not None
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        if context.deadline is None:
+            answer = await call(message, context)
+        else:
+            try:
+                async with asyncio.timeout_at(context.deadline) as limit:
+                    answer = await call(message, context)
+            except TimeoutError as error:
+                if not limit.expired():
+                    raise
+                raise failures.deadline_exceeded() from error
+        body = self._encoder.encode(answer)
+        endpoint.metrics.latency.observe(loop.time() - started)
+        endpoint.metrics.count(Code.OK)
+        return await responses.json(request, body, context.request_id, close=self._stopping)
+
+    async def _stream(
+        self, endpoint: _Endpoint, request: web.BaseRequest, message: Message, context: CallContext, token: str | None
+    ) -> web.StreamResponse:
+        rpc = endpoint.rpc
+        assert rpc.call is not None
+        form = streams.choose_form(request.headers.get("Accept", ""), rpc.response_class, rpc.raw_stream, self._encoder)
+        recheck = self._recheck(rpc, token, context.peer, message)
+        with self._streams.open(_owner(context), recheck) as stream, endpoint.metrics.open_streams.track_inprogress():
+            timer = stream.end_at(context.deadline)
+            try:
+                response, error = await streams.send(
+                    request, rpc.call(message, context), form=form, stream=stream,
+                    headers=responses.headers(context.request_id), request_id=context.request_id,
+                )  # fmt: skip
+            finally:
+                if timer is not None:
+                    timer.cancel()
+        endpoint.metrics.count(error.code if error else Code.OK)
+        return response
+
+    async def _exec(
+        self, endpoint: _Endpoint, request: web.BaseRequest, context: CallContext, token: str | None
+    ) -> web.StreamResponse:
+        rpc = endpoint.rpc
+
+        async def admit(first: Message) -> Callable[[], Awaitable[None]]:
+            recheck = self._recheck(rpc, token, context.peer, first)
+            if rpc.access is not None and not rpc.access.public:
+                self._authorize(context.principal, rpc.access, first, rpc.name)
+            return recheck
+
+        with self._streams.open(_owner(context), _nothing) as stream, endpoint.metrics.open_streams.track_inprogress():
+            response, error = await self._sockets.serve(request, rpc, context, stream=stream, admit=admit)
+        endpoint.metrics.count(error.code if error else Code.OK)
+        return response
+
+    def _recheck(self, rpc: Rpc, token: str | None, peer: str, message: Message) -> Callable[[], Awaitable[None]]:
+        async def recheck() -> None:
+            if rpc.access is not None and not rpc.access.public:
+                principal = await self._authenticate(token, peer)
+                self._authorize(principal, rpc.access, message, rpc.name)
+
+        return recheck
+
+    async def _admit_page(self, request: web.BaseRequest, access: Access, name: str) -> None:
+        """Lets a caller see a page that is no rpc; ApiError if not."""
+        principal = await self._authenticate(requests.bearer_token(request), request.remote or "")
+        self._authorize(principal, access, access, name)
+
+
+def _owner(context: CallContext) -> str:
+    return str(context.principal.name) if context.principal is not None else context.peer
+
+
+async def _nothing() -> None:
+    """A socket that has not said what it wants yet has nothing to be checked for."""

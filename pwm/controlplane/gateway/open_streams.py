@@ -1,0 +1,91 @@
+"""The streams that are open, and when they have to end.
+
+A stream outlives the check that let it in. So each is written down here with what it was let in for, and three things
+can end it from outside: the controller stops, its deadline passes, or its caller is checked again (every
+`RECHECK_S`) and may no longer do what the stream does, because a token was revoked or a role changed. One caller can
+keep only so many open, so that a runaway script cannot take the server from the others.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+
+from pwm.controlplane.errors import ApiError
+from pwm.controlplane.gateway.failures import Code, deadline_exceeded
+
+# Streams of one principal. Ten people's browsers and scripts on one account stay below it.
+MAX_STREAMS_PER_PRINCIPAL = 1_000
+# A revoked token ends its streams within 60 s: this, and the time the check takes.
+RECHECK_S = 30
+
+_ENDS_A_STREAM = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+
+
+class OpenStream:
+    """One open stream. `ended` is set to the error that ends it."""
+
+    def __init__(self, recheck: Callable[[], Awaitable[None]]) -> None:
+        self.recheck = recheck
+        self.ended: asyncio.Future[ApiError] = asyncio.get_running_loop().create_future()
+
+    def end(self, error: ApiError) -> None:
+        if not self.ended.done():
+            self.ended.set_result(error)
+
+    def end_at(self, deadline: float | None) -> asyncio.TimerHandle | None:
+        """Ends the stream at a loop time; the timer is the caller's to cancel."""
+        if deadline is None:
+            return None
+        return asyncio.get_running_loop().call_at(deadline, self.end, deadline_exceeded())
+
+
+class OpenStreams:
+    def __init__(self) -> None:
+        self._streams: set[OpenStream] = set()
+        self._by_owner: Counter[Any] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    @contextmanager
+    def open(self, owner: str, recheck: Callable[[], Awaitable[None]]) -> Iterator[OpenStream]:
+        """Registers a stream for as long as the block runs; ApiError when the owner has too many."""
+        if self._by_owner[owner] >= MAX_STREAMS_PER_PRINCIPAL:
+            raise ApiError(
+                Code.RESOURCE_EXHAUSTED,
+                f"{owner} has {MAX_STREAMS_PER_PRINCIPAL} streams open, which is the most one caller may have",
+                next_step="close some of them",
+            )
+        stream = OpenStream(recheck)
+        self._by_owner[owner] += 1
+        self._streams.add(stream)
+        try:
+            yield stream
+        finally:
+            self._streams.discard(stream)
+            self._by_owner[owner] -= 1
+            if not self._by_owner[owner]:
+                del self._by_owner[owner]
+
+    def end_all(self, error: ApiError) -> None:
+        for stream in self._streams:
+            stream.end(error)
+
+    async def recheck_for_ever(self) -> None:
+        """Checks every stream's caller again, round after round."""
+        while True:
+            await asyncio.sleep(RECHECK_S)
+            await self.recheck()
+
+    async def recheck(self) -> None:
+        for stream in list(self._streams):
+            try:
+                await stream.recheck()
+            except ApiError as error:
+                # Anything else (etcd is away) says nothing about the caller.
+                if error.code in _ENDS_A_STREAM:
+                    stream.end(error)

@@ -1,0 +1,302 @@
+"""Services that answer from nothing, and a gateway over them, for the gateway's tests."""
+
+import asyncio
+import http.client
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+from prometheus_client import CollectorRegistry
+
+from pwm.api.v1 import resource_pb2
+from pwm.api.v1 import services_pb2 as s
+from pwm.api.v1.access_pb2 import Access
+from pwm.api.v1.agent_pb2 import STDERR, STDOUT, ExecOutput
+from pwm.api.v1.services_pb2_grpc import (
+    AdminServiceServicer,
+    EventServiceServicer,
+    ResourceServiceServicer,
+    SystemServiceServicer,
+    UsageServiceServicer,
+    WorkloadServiceServicer,
+)
+from pwm.api.v1.workload_pb2 import Workload
+from pwm.controlplane.context import CallContext
+from pwm.controlplane.errors import ApiError, not_found
+from pwm.controlplane.gateway import Gateway, HealthReport
+
+TOKEN = "pwm_ann"
+OTHER_TOKEN = "pwm_bob"
+NODE_TOKEN = "pwm_node"
+
+ann = {"Authorization": f"Bearer {TOKEN}"}
+
+
+@dataclass(frozen=True)
+class Caller:
+    name: str
+    node: bool = False
+
+
+@dataclass
+class World:
+    """What the fake services have seen and how they should behave."""
+
+    requests: list[Any] = field(default_factory=list)
+    contexts: list[CallContext] = field(default_factory=list)
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    started: asyncio.Event = field(default_factory=asyncio.Event)
+    go_on: asyncio.Event = field(default_factory=asyncio.Event)
+    tokens: dict[str, Caller] = field(
+        default_factory=lambda: {
+            TOKEN: Caller("user:ann"),
+            OTHER_TOKEN: Caller("user:bob"),
+            NODE_TOKEN: Caller("node:n1", node=True),
+        }
+    )
+    health: HealthReport = field(default_factory=lambda: HealthReport(ready=True))
+    watch: Callable[[s.WatchRequest], AsyncIterator[s.WatchResponse]] | None = None
+    logs: Callable[[s.LogsRequest], AsyncIterator[s.LogsResponse]] | None = None
+    text: str = ""
+
+    def note(self, request: Any, context: CallContext) -> None:
+        self.requests.append(request)
+        self.contexts.append(context)
+
+    async def authenticate(self, token: str | None, peer: str) -> Caller:
+        caller = self.tokens.get(token or "")
+        if caller is None:
+            raise ApiError(grpc.StatusCode.UNAUTHENTICATED, "log in first", next_step="pwm login")
+        return caller
+
+    def authorize(self, principal: Caller, access: Access, request: Any, method: str) -> None:
+        if principal.name == "user:bob" and access.verb:
+            raise ApiError(grpc.StatusCode.PERMISSION_DENIED, f"bob may not {access.verb}")
+        if access.node and not principal.node:
+            raise ApiError(grpc.StatusCode.PERMISSION_DENIED, "for nodes only")
+
+
+def workload(name: str = "train") -> Workload:
+    made = Workload(api_version="v1", kind="Workload")
+    made.metadata.name = name
+    made.metadata.group = "vision"
+    made.metadata.version = 7
+    made.metadata.created_at.seconds = 1_700_000_000
+    made.spec.image.image = "busybox"
+    return made
+
+
+class System(SystemServiceServicer):
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def GetVersion(self, request: Any, context: Any) -> s.GetVersionResponse:
+        self.world.note(request, context)
+        return s.GetVersionResponse(version="3.0.0", api_version="v1", oldest_client="3.0.0")
+
+    async def WhoAmI(self, request: Any, context: Any) -> s.WhoAmIResponse:
+        self.world.note(request, context)
+        return s.WhoAmIResponse(user=context.principal.name, groups=["vision"])
+
+
+class Resources(ResourceServiceServicer):
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def Apply(self, request: s.ApplyRequest, context: Any) -> s.ApplyResponse:
+        self.world.note(request, context)
+        return s.ApplyResponse(results=[s.ApplyResult(outcome=s.ApplyResult.CREATED) for _ in request.documents])
+
+    async def Get(self, request: s.GetRequest, context: Any) -> s.GetResponse:
+        self.world.note(request, context)
+        if request.name == "absent":
+            raise not_found("there is no workload absent", next_step="pwm get wk lists those there are")
+        if request.name == "broken":
+            raise RuntimeError("a secret that no caller may read")
+        if request.name == "slow":
+            self.world.started.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.world.cancelled.set()
+        return s.GetResponse(resource=resource_pb2.Resource(workload=workload(request.name)), revision=42)
+
+    async def List(self, request: s.ListRequest, context: Any) -> s.ListResponse:
+        self.world.note(request, context)
+        return s.ListResponse(text=self.world.text, revision=42, count=3)
+
+    async def Watch(self, request: s.WatchRequest, context: Any) -> AsyncIterator[s.WatchResponse]:
+        self.world.note(request, context)
+        if self.world.watch is not None:
+            async for message in self.world.watch(request):
+                yield message
+            return
+        for revision in (1, 2, 3):
+            yield s.WatchResponse(
+                type=s.WatchResponse.ADDED, resource=resource_pb2.Resource(workload=workload()), revision=revision
+            )
+
+    async def Delete(self, request: s.DeleteRequest, context: Any) -> s.DeleteResponse:
+        self.world.note(request, context)
+        return s.DeleteResponse(revision=1)
+
+
+class Workloads(WorkloadServiceServicer):
+    """Inspect and Processes are left to the generated class: they are not implemented."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def Stop(self, request: s.StopRequest, context: Any) -> s.StopResponse:
+        self.world.note(request, context)
+        return s.StopResponse(revision=2**53 + 1, changed=True)
+
+    async def Scale(self, request: s.ScaleRequest, context: Any) -> s.ScaleResponse:
+        self.world.note(request, context)
+        return s.ScaleResponse(revision=1)
+
+    async def Restart(self, request: s.RestartRequest, context: Any) -> s.RestartResponse:
+        self.world.note(request, context)
+        return s.RestartResponse(revision=1)
+
+    async def Why(self, request: s.WhyRequest, context: Any) -> s.WhyResponse:
+        self.world.note(request, context)
+        return s.WhyResponse(queue_position=1)
+
+    async def Logs(self, request: s.LogsRequest, context: Any) -> AsyncIterator[s.LogsResponse]:
+        self.world.note(request, context)
+        if self.world.logs is not None:
+            async for message in self.world.logs(request):
+                yield message
+            return
+        yield s.LogsResponse(stream=STDOUT, data=b"one\n", container="train.0.1", next_offset=4)
+        yield s.LogsResponse(stream=STDERR, data=b"two\xff\n", container="train.0.1", next_offset=9)
+        yield s.LogsResponse(container="train.0.1", next_offset=9)
+
+    async def Exec(self, requests: AsyncIterator[s.ExecRequest], context: Any) -> AsyncIterator[s.ExecResponse]:
+        """Echoes input on stdout, says sizes on stderr, ends with code 3 when the input is closed."""
+        try:
+            async for request in requests:
+                self.world.note(request, context)
+                self.world.started.set()
+                kind = request.input.WhichOneof("input")
+                if request.HasField("start"):
+                    if request.start.name == "absent":
+                        raise not_found("there is no workload absent")
+                elif kind == "stdin":
+                    yield s.ExecResponse(output=ExecOutput(stdout=request.input.stdin))
+                elif kind == "resize":
+                    size = f"{request.input.resize.width}x{request.input.resize.height}"
+                    yield s.ExecResponse(output=ExecOutput(stderr=size.encode()))
+                elif kind == "close_stdin":
+                    yield s.ExecResponse(output=ExecOutput(exit_code=3))
+                    return
+        finally:
+            self.world.cancelled.set()
+
+
+class Usage(UsageServiceServicer):
+    async def Top(self, request: Any, context: Any) -> AsyncIterator[s.TopResponse]:
+        yield s.TopResponse(nodes=[s.NodeTop(name="n1")])
+
+
+class Events(EventServiceServicer):
+    async def ListEvents(self, request: Any, context: Any) -> AsyncIterator[s.ListEventsResponse]:
+        yield s.ListEventsResponse(text="something happened")
+
+
+class Admin(AdminServiceServicer):
+    async def GetStatus(self, request: Any, context: Any) -> s.GetStatusResponse:
+        return s.GetStatusResponse(revision=1)
+
+    async def Verify(self, request: Any, context: Any) -> s.VerifyResponse:
+        return s.VerifyResponse(streams=1)
+
+    async def CreateNodeToken(self, request: Any, context: Any) -> s.CreateNodeTokenResponse:
+        return s.CreateNodeTokenResponse(token="pwm_secret")
+
+
+def services(world: World) -> list[tuple[Any, Any]]:
+    by_name = s.DESCRIPTOR.services_by_name
+    return [
+        (by_name["SystemService"], System(world)),
+        (by_name["ResourceService"], Resources(world)),
+        (by_name["WorkloadService"], Workloads(world)),
+        (by_name["UsageService"], Usage()),
+        (by_name["EventService"], Events()),
+        (by_name["AdminService"], Admin()),
+    ]
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def lines(self) -> list[Any]:
+        return [json.loads(line) for line in self.body.splitlines()]
+
+
+@dataclass
+class Running:
+    """A gateway that listens, and a client for it from the standard library."""
+
+    gateway: Gateway
+    world: World
+    port: int
+
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        headers: dict[str, str] | None = None,
+    ) -> Answer:
+        return await asyncio.to_thread(self._ask, method, path, body, {**ann, **(headers or {})})
+
+    async def get(self, path: str, **headers: str) -> Answer:
+        return await self.ask("GET", path, headers={key.replace("_", "-"): value for key, value in headers.items()})
+
+    def _ask(self, method: str, path: str, body: Any, headers: dict[str, str]) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        try:
+            if body is not None and not isinstance(body, bytes):
+                body = json.dumps(body).encode()
+            if body is not None:
+                headers = {"Content-Type": "application/json", **headers}
+            connection.request(method, path, body, {k: v for k, v in headers.items() if v})
+            response = connection.getresponse()
+            return Answer(response.status, response.headers, response.read())
+        finally:
+            connection.close()
+
+
+@asynccontextmanager
+async def running(world: World | None = None, *, webui: Path | None = None) -> AsyncIterator[Running]:
+    world = world or World()
+    gateway = Gateway(
+        services=services(world),
+        authenticate=world.authenticate,
+        authorize=world.authorize,
+        health=lambda: world.health,
+        registry=CollectorRegistry(),
+        title="PWM",
+        version="3.0.0",
+        webui=webui,
+    )
+    port = await gateway.start("127.0.0.1", 0)
+    try:
+        yield Running(gateway, world, port)
+    finally:
+        await gateway.stop(0.2)
