@@ -1,0 +1,99 @@
+"""What one replica asks for, as a value.
+
+Workloads come in arrays and in families: thousands of them ask for the same. A `Demand` holds only what
+placement depends on, with quantities read and magic words gone, and compares by value, so that everything
+that is worked out for one (which nodes match, why it does not fit) is worked out once for all its equals.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from pwm.api.v1.workload_pb2 import Config, Selectors, Workload
+from pwm.quantity import QuantityError, parse_bytes, parse_cpu
+
+DEFAULT_DRIVER = "pwm.docker"
+# Words that mean "any", as users of every version wrote them; compared in lower case.
+ANY_WORDS = frozenset({"", "pwm.all", "all", "empty"})
+CORE_MILLIS = 1000
+# Workloads differ in their selectors far less than in their number; beyond this many the oldest is read again.
+_DEMANDS_KEPT = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """Needs of one replica. `cpu_millis` and `memory_bytes` are None where the share of the node decides."""
+
+    driver: str = DEFAULT_DRIVER
+    zone: str = ""
+    node: str = ""
+    labels: tuple[tuple[str, str], ...] = ()
+    cpu_products: tuple[str, ...] = ()
+    gpu_products: tuple[str, ...] = ()
+    gpus: int = 0
+    gpu_memory_bytes: int = 0
+    cpu_millis: int | None = None
+    exclusive: bool = False
+    memory_bytes: int | None = None
+    affinity: Config.Affinity.ValueType = Config.Fill
+    volumes: bool = False
+    # A sentence when the spec cannot be read; such a workload is refused alone and never stops the others.
+    invalid: str = ""
+
+
+def demand_of(workload: Workload) -> Demand:
+    """The demand of each replica of a workload; equal specs give the same object."""
+    spec = workload.spec
+    config = spec.config
+    return _read(
+        spec.selectors.SerializeToString(),
+        spec.driver,
+        spec.zone,
+        config.memory,
+        config.affinity,
+        len(spec.volumes) > 0,
+    )
+
+
+def is_any(word: str) -> bool:
+    """Whether a selector's value stands for anything."""
+    return word.lower() in ANY_WORDS
+
+
+@lru_cache(maxsize=_DEMANDS_KEPT)
+def _read(
+    selectors: bytes, driver: str, zone: str, memory: str, affinity: Config.Affinity.ValueType, volumes: bool
+) -> Demand:
+    wanted = Selectors.FromString(selectors)
+    gpu, cpu = wanted.gpu, wanted.cpu
+    invalid = "" if gpu.count >= 0 else f"selectors.gpu.count is {gpu.count}; it cannot be negative"
+    cpu_millis = memory_bytes = None
+    gpu_memory_bytes = 0
+    try:
+        cpu_millis = None if is_any(cpu.count) else parse_cpu(cpu.count)
+        memory_bytes = parse_bytes(memory) if memory else None
+        gpu_memory_bytes = parse_bytes(gpu.memory) if gpu.memory else 0
+    except QuantityError as error:
+        invalid = str(error)
+    if cpu_millis is not None and cpu.exclusive:  # whole cores only: 1.5 takes two
+        cpu_millis = -(-cpu_millis // CORE_MILLIS) * CORE_MILLIS
+    return Demand(
+        driver=driver or DEFAULT_DRIVER,
+        zone="" if is_any(zone) else zone,
+        node="" if is_any(wanted.node.name) else wanted.node.name,
+        labels=tuple(sorted((key, value) for key, value in wanted.label.items() if not is_any(value))),
+        cpu_products=_products(cpu.product_name),
+        gpu_products=_products(gpu.product_name) if gpu.count > 0 else (),
+        gpus=max(0, gpu.count),
+        gpu_memory_bytes=gpu_memory_bytes if gpu.count > 0 else 0,
+        cpu_millis=cpu_millis or None,  # 0 is how old files said "not told"
+        exclusive=cpu.exclusive,
+        memory_bytes=memory_bytes or None,
+        affinity=affinity or Config.Fill,
+        volumes=volumes,
+        invalid=invalid,
+    )
+
+
+def _products(names: Sequence[str]) -> tuple[str, ...]:
+    return () if any(is_any(name) for name in names) else tuple(names)
