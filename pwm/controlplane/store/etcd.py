@@ -1,0 +1,323 @@
+"""etcd as the key-value store: an asyncio client over stubs generated from the part of its API we use.
+
+Written here because no maintained client library keeps the three promises the event store needs: a write's
+outcome is applied, surely not applied, or ambiguous, and never guessed; a watch that resumes loses
+nothing (`etcd_watch`); and a member that is frozen, restarted or cut off is left at once
+(`etcd_channels`). Reads are repeated on another member within their time; writes only when the first
+attempt was certainly not applied.
+"""
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import grpc
+import grpc.aio
+import structlog
+
+from pwm.api.etcd import rpc_pb2 as pb
+from pwm.controlplane.store import errors
+from pwm.controlplane.store.etcd_channels import Endpoint, Endpoints, translate
+from pwm.controlplane.store.etcd_watch import key_value, watch
+from pwm.controlplane.store.kv import (
+    PAGE_KEYS,
+    Compare,
+    Delete,
+    KeyValue,
+    LeaseGrant,
+    Member,
+    Page,
+    Put,
+    Read,
+    Status,
+    Target,
+    TxnResult,
+    WatchBatch,
+    prefix_end,
+)
+
+CALL_TIMEOUT_S = 3.0
+"""Without a quorum etcd takes seven seconds to say so; a person waits three."""
+
+ATTEMPT_TIMEOUT_S = 1.0
+"""One attempt of a read, so that one frozen member cannot use up the whole time."""
+
+RETRY_PAUSE_S = 0.05
+MAINTENANCE_TIMEOUT_S = 120.0
+"""Defragmenting and physical compaction block for as long as the disk needs."""
+
+# A member whose leader is gone refuses at once instead of letting the call wait.
+_METADATA = (("hasleader", "true"),)
+
+OLDEST_VERSION = (3, 4, 21)
+"""Older ones lose watch events and leases (etcd's 3.4 changelog)."""
+
+LOSES_WRITES = ((3, 5, 0), (3, 5, 4))
+"""These can lose acknowledged writes when a member is killed (etcd's postmortem of v3.5)."""
+
+FIXED_VERSION = {(3, 5): (3, 5, 28), (3, 6): (3, 6, 9)}
+"""Versions of a release line from which no known fault concerns us; older ones work, with a warning."""
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+Method = Callable[[Endpoint, float], Awaitable[T]]
+
+
+class EtcdKV:
+    """The `KV` protocol on etcd. Use it within one event loop; `close` it when done."""
+
+    def __init__(self, addresses: Sequence[str], *, credentials: grpc.ChannelCredentials | None = None) -> None:
+        self._endpoints = Endpoints(addresses, credentials=credentials)
+
+    async def __aenter__(self) -> "EtcdKV":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._endpoints.close()
+
+    async def check_versions(self) -> None:
+        """Refuses members of versions known to lose data. Raises VersionRefused, or Unavailable if none answers."""
+        status = await self.status()
+        if all(member.trouble for member in status.members):
+            raise errors.Unavailable(status.members[0].trouble)
+        for member in status.members:
+            if not member.trouble:
+                refuse_version(member.version, member=member.name)
+
+    # ---- keys
+
+    async def range(
+        self,
+        key: bytes,
+        end: bytes = b"",
+        *,
+        limit: int = 0,
+        revision: int = 0,
+        keys_only: bool = False,
+        min_mod_revision: int = 0,
+    ) -> Page:
+        request = pb.RangeRequest(
+            key=key,
+            range_end=end,
+            limit=limit,
+            revision=revision,
+            keys_only=keys_only,
+            min_mod_revision=min_mod_revision,
+        )
+        return _page(await self._read(lambda e, timeout: e.kv.Range(request, timeout=timeout, metadata=_METADATA)))
+
+    async def pages(
+        self, prefix: bytes, *, revision: int = 0, keys_only: bool = False, page_keys: int = PAGE_KEYS
+    ) -> AsyncGenerator[Page, None]:
+        key, end = prefix, prefix_end(prefix)
+        while True:
+            page = await self.range(key, end, limit=page_keys, revision=revision, keys_only=keys_only)
+            page.revision = revision = revision or page.revision
+            yield page
+            if not page.more:
+                return
+            key = page.kvs[-1].key + b"\0"
+
+    async def put(self, key: bytes, value: bytes, *, lease: int = 0) -> int:
+        request = pb.PutRequest(key=key, value=value, lease=lease)
+        answer = await self._write(lambda e, timeout: e.kv.Put(request, timeout=timeout, metadata=_METADATA))
+        return answer.header.revision
+
+    async def delete(self, key: bytes, end: bytes = b"") -> int:
+        request = pb.DeleteRangeRequest(key=key, range_end=end)
+        answer = await self._write(lambda e, timeout: e.kv.DeleteRange(request, timeout=timeout, metadata=_METADATA))
+        return answer.deleted
+
+    async def txn(
+        self,
+        compares: Sequence[Compare],
+        then: Sequence[Put | Delete],
+        otherwise: Sequence[Read] = (),
+        *,
+        timeout_s: float | None = None,
+    ) -> TxnResult:
+        request = pb.TxnRequest(
+            compare=[_compare(c) for c in compares],
+            success=[_operation(o) for o in then],
+            failure=[_read(r) for r in otherwise],
+        )
+        answer = await self._write(
+            lambda e, timeout: e.kv.Txn(request, timeout=timeout, metadata=_METADATA), timeout_s=timeout_s
+        )
+        reads = [] if answer.succeeded else [_page(r.response_range) for r in answer.responses]
+        return TxnResult(answer.succeeded, answer.header.revision, reads)
+
+    def watch(
+        self, key: bytes, end: bytes = b"", *, start_revision: int, deletes: bool = True
+    ) -> AsyncGenerator[WatchBatch, None]:
+        return watch(self._endpoints, key, end, start_revision=start_revision, deletes=deletes)
+
+    # ---- leases
+
+    async def grant_lease(self, ttl_s: int) -> LeaseGrant:
+        # Safe to repeat: a lease that nobody knows of ends by itself.
+        request = pb.LeaseGrantRequest(TTL=ttl_s)
+        answer = await self._read(lambda e, timeout: e.lease.LeaseGrant(request, timeout=timeout, metadata=_METADATA))
+        if answer.error:
+            raise errors.KVError(answer.error)
+        return LeaseGrant(answer.ID, answer.TTL)
+
+    async def keep_alive(self, lease: int) -> int:
+        """One exchange on a stream of its own: a stream kept open would hang on a frozen member."""
+
+        async def exchange(endpoint: Endpoint, timeout: float) -> int:
+            call = endpoint.lease.LeaseKeepAlive(timeout=timeout, metadata=_METADATA)
+            try:
+                await call.write(pb.LeaseKeepAliveRequest(ID=lease))
+                answer = await call.read()
+            except asyncio.InvalidStateError as error:  # gRPC's way to say that the call had ended before the write
+                raise errors.Unavailable("the keep-alive stream ended before it was used") from error
+            finally:
+                call.cancel()
+            if not isinstance(answer, pb.LeaseKeepAliveResponse):
+                raise errors.Unavailable("the keep-alive stream ended without an answer")
+            return answer.TTL
+
+        ttl_s = await self._read(exchange)
+        if ttl_s <= 0:
+            raise errors.LeaseLost(f"lease {lease:x} has ended")
+        return ttl_s
+
+    async def revoke_lease(self, lease: int) -> None:
+        request = pb.LeaseRevokeRequest(ID=lease)
+        try:
+            await self._read(lambda e, timeout: e.lease.LeaseRevoke(request, timeout=timeout, metadata=_METADATA))
+        except errors.LeaseLost:
+            return
+
+    # ---- care of the store
+
+    async def compact(self, revision: int) -> None:
+        request = pb.CompactionRequest(revision=revision, physical=True)
+        try:
+            await self._read(
+                lambda e, timeout: e.kv.Compact(request, timeout=timeout, metadata=_METADATA),
+                timeout_s=MAINTENANCE_TIMEOUT_S,
+                attempt_s=MAINTENANCE_TIMEOUT_S,
+            )
+        except errors.Compacted:
+            return
+
+    async def free_space(self) -> None:
+        for endpoint in self._endpoints.all:  # one after the other: a member does not serve while it defragments
+            try:
+                await endpoint.maintenance.Defragment(pb.DefragmentRequest(), timeout=MAINTENANCE_TIMEOUT_S)
+            except grpc.aio.AioRpcError as error:
+                log.warning("etcd member not defragmented", member=endpoint.address, error=error.details())
+        lift = pb.AlarmRequest(action=pb.AlarmRequest.DEACTIVATE, alarm=pb.NOSPACE)
+        await self._read(lambda e, timeout: e.maintenance.Alarm(lift, timeout=timeout))
+
+    async def status(self) -> Status:
+        """Asks every member, at most `ATTEMPT_TIMEOUT_S` each and all at once; silent ones carry their trouble."""
+        answers = await asyncio.gather(*(_member_status(e) for e in self._endpoints.all))
+        alarms: tuple[str, ...] = ()
+        if any(not member.trouble for member, _ in answers):
+            ask = pb.AlarmRequest(action=pb.AlarmRequest.GET)
+            try:
+                raised = await self._read(lambda e, timeout: e.maintenance.Alarm(ask, timeout=timeout))
+                alarms = tuple(sorted({pb.AlarmType.Name(a.alarm) for a in raised.alarms}))
+            except errors.Unavailable:
+                alarms = ("NO_QUORUM",)
+        return Status(max(revision for _, revision in answers), tuple(member for member, _ in answers), alarms)
+
+    # ---- calls
+
+    async def _read(
+        self, method: Method[T], *, timeout_s: float = CALL_TIMEOUT_S, attempt_s: float = ATTEMPT_TIMEOUT_S
+    ) -> T:
+        """Repeats on another member until the time is up: for whatever may be done twice."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        while True:
+            endpoint = self._endpoints.pick()
+            try:
+                return await method(endpoint, min(attempt_s, deadline - loop.time()))
+            except (grpc.aio.AioRpcError, errors.Unavailable) as error:
+                own = error if isinstance(error, errors.Unavailable) else translate(error, write=False)
+                if not isinstance(own, errors.Unavailable):
+                    raise own from error
+                endpoint.shun()
+                if loop.time() + RETRY_PAUSE_S >= deadline:
+                    raise own from error
+                await asyncio.sleep(RETRY_PAUSE_S)
+
+    async def _write(self, method: Method[T], *, timeout_s: float | None = None) -> T:
+        """Repeats only what was surely not applied; else the caller learns that it is ambiguous."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + (CALL_TIMEOUT_S if timeout_s is None else timeout_s)
+        while True:
+            endpoint = self._endpoints.pick()
+            try:
+                return await method(endpoint, deadline - loop.time())
+            except grpc.aio.AioRpcError as error:
+                own = translate(error, write=True)
+                if isinstance(own, errors.Unavailable | errors.Ambiguous):
+                    endpoint.shun()
+                if not isinstance(own, errors.Unavailable) or loop.time() + RETRY_PAUSE_S >= deadline:
+                    raise own from error
+                await asyncio.sleep(RETRY_PAUSE_S)
+
+
+async def _member_status(endpoint: Endpoint) -> tuple[Member, int]:
+    try:
+        answer = await endpoint.maintenance.Status(pb.StatusRequest(), timeout=ATTEMPT_TIMEOUT_S)
+    except grpc.aio.AioRpcError as error:
+        return Member(endpoint.address, endpoint.address, trouble=error.details() or error.code().name), 0
+    member = Member(
+        name=f"{answer.header.member_id:x}",
+        address=endpoint.address,
+        version=answer.version,
+        leader=answer.leader == answer.header.member_id,
+        db_bytes=answer.dbSize,
+        db_in_use_bytes=answer.dbSizeInUse,
+    )
+    return member, answer.header.revision
+
+
+def refuse_version(version: str, *, member: str) -> None:
+    """Raises VersionRefused for versions that lose data, and warns of those with known faults."""
+    match = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
+    if match is None:
+        raise errors.VersionRefused(f"etcd member {member} reports the version {version!r}, which is none")
+    number = (int(match[1]), int(match[2]), int(match[3]))
+    if number < OLDEST_VERSION or LOSES_WRITES[0] <= number <= LOSES_WRITES[1]:
+        raise errors.VersionRefused(
+            f"etcd member {member} runs {version}, which can lose data: use 3.4.21 or later, but not 3.5.0 to 3.5.4"
+        )
+    fixed = FIXED_VERSION.get(number[:2], (3, 5, 28))
+    if number < fixed:
+        log.warning("etcd has known faults in this version", member=member, version=version, fixed_in=fixed)
+
+
+# ---- between our values and etcd's messages
+
+
+def _page(answer: pb.RangeResponse) -> Page:
+    kvs: list[KeyValue] = [key_value(kv) for kv in answer.kvs]
+    return Page(answer.header.revision, kvs, answer.more)
+
+
+def _compare(compare: Compare) -> pb.Compare:
+    if compare.target is Target.MOD:
+        return pb.Compare(target=pb.Compare.MOD, key=compare.key, mod_revision=compare.revision)
+    return pb.Compare(target=pb.Compare.CREATE, key=compare.key, create_revision=compare.revision)
+
+
+def _operation(operation: Put | Delete) -> pb.RequestOp:
+    if isinstance(operation, Put):
+        put = pb.PutRequest(key=operation.key, value=operation.value, lease=operation.lease)
+        return pb.RequestOp(request_put=put)
+    return pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=operation.key, range_end=operation.end))
+
+
+def _read(read: Read) -> pb.RequestOp:
+    return pb.RequestOp(request_range=pb.RangeRequest(key=read.key, keys_only=read.keys_only))

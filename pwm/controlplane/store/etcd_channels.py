@@ -1,0 +1,156 @@
+"""Connections to etcd's members: which one to ask, and what its errors mean.
+
+Each member has a gRPC channel of its own, and calls stick to one member until it misbehaves; a frozen one
+is then left alone for a while. One channel over all members would hide which of them answered, and gRPC's
+own balancing keeps sending to a member that accepts connections but does nothing.
+
+`translate` is where every error of gRPC and etcd becomes one of the store's own. The question it must
+never get wrong is whether a write can have been applied: only what etcd says before it proposes a
+request, and connections that were never made, count as surely not applied.
+"""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import grpc
+import grpc.aio
+
+from pwm.api.etcd import rpc_pb2_grpc as rpc
+from pwm.controlplane.store import errors
+
+if TYPE_CHECKING:
+    from pwm.api.etcd.rpc_pb2_grpc import (
+        ClusterAsyncStub,
+        KVAsyncStub,
+        LeaseAsyncStub,
+        MaintenanceAsyncStub,
+        WatchAsyncStub,
+    )
+
+KEEPALIVE_TIME_MS = 10_000
+"""Pings below this make etcd answer GOAWAY (too many pings)."""
+
+KEEPALIVE_TIMEOUT_MS = 3_000
+MESSAGE_LIMIT_BYTES = 64 * 1024 * 1024
+"""gRPC's default of 4 MiB refuses a page of large heads."""
+
+SHUNNED_S = 2.0
+"""How long a member that failed is asked last."""
+
+CHANNEL_OPTIONS: list[tuple[str, int]] = [
+    ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
+    ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.enable_retries", 0),  # gRPC must not repeat a write on its own
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+# What etcd says before anything is proposed to raft, so that a write may be sent again.
+_NOT_PROPOSED = ("no leader", "not capable", "too many requests", "unhealthy cluster", "is stopping")
+# What gRPC says when no connection was made.
+_NOT_SENT = ("failed to connect", "connection refused", "name resolution", "dns resolution", "no route to host")
+
+
+@dataclass(slots=True)
+class Endpoint:
+    """One member's channel and stubs. It is asked last until `shunned_until` (loop time)."""
+
+    address: str
+    channel: grpc.aio.Channel
+    kv: "KVAsyncStub"
+    watch: "WatchAsyncStub"
+    lease: "LeaseAsyncStub"
+    cluster: "ClusterAsyncStub"
+    maintenance: "MaintenanceAsyncStub"
+    shunned_until: float = 0.0
+
+    def shun(self) -> None:
+        self.shunned_until = asyncio.get_running_loop().time() + SHUNNED_S
+
+
+class Endpoints:
+    """The members in an order of this client's own, so that replicas spread over them."""
+
+    def __init__(self, addresses: Sequence[str], *, credentials: grpc.ChannelCredentials | None = None) -> None:
+        assert addresses, "etcd needs at least one address"
+        shuffled = random.sample(list(addresses), len(addresses))
+        self.all = [_connect(_target(address), credentials) for address in shuffled]
+
+    def pick(self) -> Endpoint:
+        """The first member that is not shunned, else the one whose time is up soonest."""
+        first = self.all[0]
+        if not first.shunned_until:
+            return first
+        now = asyncio.get_running_loop().time()
+        return min(self.all, key=lambda e: max(e.shunned_until - now, 0.0))
+
+    async def close(self) -> None:
+        for endpoint in self.all:
+            await endpoint.channel.close()
+
+
+def _target(address: str) -> str:
+    """gRPC's form of an address that may be written as etcd's tools write it, with a scheme."""
+    return address.removeprefix("http://").removeprefix("https://").rstrip("/")
+
+
+def _connect(address: str, credentials: grpc.ChannelCredentials | None) -> Endpoint:
+    if credentials is None:
+        channel = grpc.aio.insecure_channel(address, CHANNEL_OPTIONS)
+    else:
+        channel = grpc.aio.secure_channel(address, credentials, CHANNEL_OPTIONS)
+    return Endpoint(
+        address,
+        channel,
+        rpc.KVStub(channel),
+        rpc.WatchStub(channel),
+        rpc.LeaseStub(channel),
+        rpc.ClusterStub(channel),
+        rpc.MaintenanceStub(channel),
+    )
+
+
+def translate(error: grpc.aio.AioRpcError, *, write: bool) -> errors.KVError:
+    """The store's own error for one of gRPC's. Anything not known to be harmless is Ambiguous for a write."""
+    code, text = error.code(), error.details() or error.code().name
+    lowered = text.lower()
+    known = _known(code, lowered, text)
+    if known is not None:
+        return known
+    never_applied = not write or any(s in lowered for s in _NOT_PROPOSED + _NOT_SENT)
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
+        return errors.Unavailable(text) if never_applied else errors.Ambiguous(text)
+    if write or "timed out" in lowered:
+        return errors.Ambiguous(text) if write else errors.Unavailable(text)
+    return errors.KVError(text)
+
+
+def _known(code: grpc.StatusCode, lowered: str, text: str) -> errors.KVError | None:
+    """Errors that mean one thing, whether reading or writing."""
+    status = grpc.StatusCode
+    if code == status.OUT_OF_RANGE:
+        # The other kind, "a future revision", comes from a member that lags: another one may know it.
+        return errors.Compacted() if "compacted" in lowered else errors.Unavailable(text)
+    if code == status.RESOURCE_EXHAUSTED:
+        if "space exceeded" in lowered:
+            return errors.NoSpace(text)
+        return errors.Unavailable(text) if "too many requests" in lowered else errors.RequestTooLarge(text)
+    if code == status.NOT_FOUND and "lease" in lowered:
+        return errors.LeaseLost(text)
+    if code == status.INVALID_ARGUMENT:
+        too_large = "too large" in lowered or "too many operations" in lowered
+        return errors.RequestTooLarge(text) if too_large else errors.BadRequest(text)
+    if code in (status.PERMISSION_DENIED, status.UNAUTHENTICATED):
+        return errors.AccessRefused(text)
+    if code == status.UNIMPLEMENTED:
+        return errors.BadRequest(text)
+    return None

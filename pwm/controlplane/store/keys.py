@@ -1,0 +1,81 @@
+"""Where everything lies in the key space.
+
+    ev/{kind}/{uid}/{version}         one event (pwm.v1.Record)
+    head/{kind}/{uid}                 version, state after it, last commit id (pwm.v1.Head)
+    trimmed/{kind}/{uid}              first version still kept, once retention has dropped events
+    name/{scope}/{group}/{name}       kind/uid of the holder
+    receipt/{principal}/{key}         the answer already given for an idempotency key; leased
+    leader/{role}                     leased; its create_revision is the fence
+    replica/{id}, session/{node}      leased; a session's mod_revision is its epoch
+    retention/mark                    how far compaction may go
+
+Versions are zero-padded, so that keys sort as versions do. What users choose freely (principals,
+idempotency keys) is percent-encoded; kinds, uids, groups and names have no slash by their own rules.
+"""
+
+from dataclasses import dataclass, field
+from urllib.parse import quote
+
+from pwm.controlplane.store.commits import StreamId
+
+DEFAULT_PREFIX = b"/pwm/v1/"
+VERSION_DIGITS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The layout under one prefix, so that several PWMs (or tests) can share an etcd."""
+
+    prefix: bytes = DEFAULT_PREFIX
+    all_events: bytes = field(init=False)
+    all_heads: bytes = field(init=False)
+    all_trimmed: bytes = field(init=False)
+    all_leaders: bytes = field(init=False)
+    retention_mark: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        assert self.prefix.endswith(b"/"), "a prefix ends with a slash"
+        for name, suffix in (
+            ("all_events", b"ev/"),
+            ("all_heads", b"head/"),
+            ("all_trimmed", b"trimmed/"),
+            ("all_leaders", b"leader/"),
+            ("retention_mark", b"retention/mark"),
+        ):
+            object.__setattr__(self, name, self.prefix + suffix)
+
+    def event(self, stream: StreamId, version: int) -> bytes:
+        return b"%s%s/%s/%0*d" % (self.all_events, stream.kind.encode(), stream.uid.encode(), VERSION_DIGITS, version)
+
+    def events(self, stream: StreamId) -> bytes:
+        """The prefix of all of a stream's events."""
+        return b"%s%s/%s/" % (self.all_events, stream.kind.encode(), stream.uid.encode())
+
+    def head(self, stream: StreamId) -> bytes:
+        return b"%s%s/%s" % (self.all_heads, stream.kind.encode(), stream.uid.encode())
+
+    def trimmed(self, stream: StreamId) -> bytes:
+        return b"%s%s/%s" % (self.all_trimmed, stream.kind.encode(), stream.uid.encode())
+
+    def name(self, name: str) -> bytes:
+        """`name` is scope/group/name; the group is empty for what belongs to the cluster."""
+        return self.prefix + b"name/" + name.encode()
+
+    def receipt(self, principal: str, key: str) -> bytes:
+        return self.prefix + f"receipt/{quote(principal, safe='')}/{quote(key, safe='')}".encode()
+
+    def leader(self, role: str) -> bytes:
+        return self.all_leaders + role.encode()
+
+    def presence(self, section: str, id: str = "") -> bytes:
+        """A leased entry of the registry, or with an empty id the prefix of the section."""
+        return self.prefix + f"{section}/{id}".encode()
+
+    def parse_event(self, key: bytes) -> tuple[StreamId, int]:
+        kind, uid, version = key[len(self.all_events) :].decode().split("/")
+        return StreamId(kind, uid), int(version)
+
+    def parse_stream(self, key: bytes, *, section: bytes) -> StreamId:
+        """The stream of a head or trimmed key, `section` being the prefix of all of them."""
+        kind, uid = key[len(section) :].decode().split("/")
+        return StreamId(kind, uid)
