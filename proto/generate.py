@@ -18,6 +18,9 @@ TARGET = ROOT / "pwm" / "api"
 # proto package folder -> Python package below pwm.api
 PACKAGES = {"pwm/v1": "v1", "etcd/v3": "etcd"}
 
+# All files with their comments, as a FileDescriptorSet.
+DESCRIPTORS = "descriptors.binpb"
+
 
 def main(target: pathlib.Path = TARGET) -> None:
     import google.api
@@ -29,6 +32,8 @@ def main(target: pathlib.Path = TARGET) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         out = pathlib.Path(scratch)
         arguments = ["protoc", *(f"-I{i}" for i in includes), f"--python_out={out}", f"--grpc_python_out={out}"]
+        # Generated modules have no comments; the OpenAPI document takes them from here.
+        arguments += ["--include_source_info", f"--descriptor_set_out={out / DESCRIPTORS}"]
         if shutil.which("protoc-gen-mypy", path=str(pathlib.Path(sys.executable).parent)):
             binary = pathlib.Path(sys.executable).parent
             arguments += [
@@ -42,6 +47,7 @@ def main(target: pathlib.Path = TARGET) -> None:
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         (target / "__init__.py").write_text('"""Generated from proto/ by proto/generate.py: do not edit."""\n')
+        shutil.copyfile(out / DESCRIPTORS, target / DESCRIPTORS)
         for folder, package in PACKAGES.items():
             if not (out / folder).is_dir():
                 continue
