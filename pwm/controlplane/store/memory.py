@@ -5,8 +5,7 @@ past and `Compacted` behave as on etcd; the contract suite runs on both. Time is
 (`loop.time()`, `asyncio.sleep`), nothing is random, and every container is ordered: under a virtual-time
 loop the same run gives the same bytes.
 
-A `Weather` function, asked before each operation, makes it slow or makes it fail in the three ways that
-matter to a writer: surely not applied, unknown and not applied, unknown but applied.
+A `weather.Forecast`, asked before each operation, makes it slow or makes it fail.
 """
 
 import asyncio
@@ -14,7 +13,6 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import Enum
 from typing import TypeVar
 
 from pwm.controlplane.store import errors
@@ -35,6 +33,7 @@ from pwm.controlplane.store.kv import (
     WatchEvent,
     prefix_end,
 )
+from pwm.controlplane.store.weather import CALM, Fault, Forecast
 
 LEAST_LEASE_S = 2
 """etcd's own minimum with its default election time-out."""
@@ -48,25 +47,6 @@ MARK_S = 3.0
 """A quiet watch gives a mark this often."""
 
 T = TypeVar("T")
-
-
-class Fault(Enum):
-    UNAVAILABLE = "surely not applied"
-    AMBIGUOUS_BEFORE = "not applied, and the caller cannot know"
-    AMBIGUOUS_AFTER = "applied, and the caller cannot know"
-
-
-@dataclass(frozen=True, slots=True)
-class Weather:
-    """What one operation meets: how long it takes, and how it fails if it does."""
-
-    delay_s: float = 0.0
-    fault: Fault | None = None
-
-
-CALM = Weather()
-Forecast = Callable[[str], Weather]
-"""Told the operation (range, put, delete, txn, watch, grant_lease, keep_alive, revoke_lease, compact)."""
 
 
 @dataclass(slots=True)
