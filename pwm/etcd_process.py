@@ -71,12 +71,13 @@ class EtcdProcess:
         with (self.data_dir / "etcd.log").open("ab") as log:
             # A session of its own: Ctrl-C in the terminal ends the controller first, then etcd by `stop`.
             self._child = subprocess.Popen(
-                self._command(binary), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                self.command(binary), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
         if wait:
             self.wait_until_healthy()
 
-    def _command(self, binary: str) -> list[str]:
+    def command(self, binary: str) -> list[str]:
+        """The command line, for whoever runs the process differently (`pwm up` keeps it running)."""
         client_url = f"http://{self.address}"
         cluster = self.cluster or {self.name: self.peer_url}
         command = [
