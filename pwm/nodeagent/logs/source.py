@@ -1,0 +1,37 @@
+"""What the store needs of whatever a container's output comes from."""
+
+from pathlib import Path
+from typing import Protocol
+
+from pwm.nodeagent.drivers.driver import LogSource
+from pwm.nodeagent.logs.batch import Batch, Cursor
+from pwm.nodeagent.logs.tail import FileTail
+
+
+class Source(Protocol):
+    """Blocking; used by one thread at a time. Methods raise OSError as the system gives it."""
+
+    @property
+    def folder(self) -> Path | None:
+        """Where something changes when there is more to read; None: look by the clock."""
+        ...
+
+    @property
+    def cursor(self) -> Cursor:
+        """Where to go on after everything that `read` returned."""
+        ...
+
+    def read(self) -> Batch:
+        """The next batch; an empty one when there is nothing at the moment."""
+        ...
+
+    def rewind(self, cursor: Cursor) -> None:
+        """Reads again from there."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def open_source(source: LogSource, cursor: Cursor) -> Source:
+    """Opens nothing yet: the file may appear later."""
+    return FileTail(source.path, source.format, cursor=cursor)
