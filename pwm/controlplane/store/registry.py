@@ -2,115 +2,132 @@
 
 Two sections: `replica/{id}` holds the address of a control plane replica, `session/{node}` which replica
 holds a node's session. The revision of a put is the entry's *epoch*: a later session of the same node has a
-higher one, which is how an agent tells an order of its present session from one of the past, and a commit
-that carries the `guard` of its epoch is refused once the node has a newer session.
+higher one, which is how an agent tells an order of its present session from one of the past. `put` returns it
+as a guard, and a commit that carries the guard is refused once the node has a newer session or none.
 
-An entry lives as long as the lease it hangs on; whoever loses the lease announces itself again with a new one.
+All entries of one registry hang on one lease. When that is lost (a replica that was paused or cut off for
+too long) its entries are gone for good: `lost` returns, and whoever put them puts them again.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from types import TracebackType
+
+import structlog
 
 from pwm.controlplane.store import errors
 from pwm.controlplane.store.commits import Guard
 from pwm.controlplane.store.keys import Keys
-from pwm.controlplane.store.kv import KV, Compare, Delete, KeyValue, Target, prefix_end
+from pwm.controlplane.store.kv import KV, Compare, Delete, Put, Target, prefix_end
 from pwm.controlplane.store.leases import Lease
 
 REPLICAS = "replica"
 SESSIONS = "session"
 
+PRESENCE_LEASE_S = 10
+"""Longer than etcd needs to elect a leader of its own, shorter than the grace period of a node."""
+
 RETRY_PAUSE_S = 0.1
 
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """Someone who is here. `value` is theirs, `epoch` grows with each announcement of the same id."""
-
-    id: str
-    value: bytes
-    epoch: int
-
-
-@dataclass(frozen=True, slots=True)
-class Registered:
-    """All entries of the section as of `revision`, and which ids differ from the snapshot before."""
-
-    revision: int
-    entries: Mapping[str, Entry]
-    changed: frozenset[str]
+log = structlog.get_logger(__name__)
 
 
 class Registry:
-    """One section of the registry: `Registry(kv, REPLICAS)` or `Registry(kv, SESSIONS)`."""
+    """One replica's entries, and its sight of everybody's. `close` removes its own at once."""
 
-    def __init__(self, kv: KV, section: str, *, keys: Keys | None = None) -> None:
+    def __init__(self, kv: KV, *, keys: Keys | None = None, lease_s: int = PRESENCE_LEASE_S) -> None:
         self._kv = kv
-        self._section = section
         self._keys = keys or Keys()
-        self._prefix = self._keys.presence(section)
+        self._lease_s = lease_s
+        self._lease: Lease | None = None
+        self._leasing = asyncio.Lock()
 
-    async def announce(self, id: str, value: bytes, *, lease: Lease) -> int:
-        """Makes or replaces the entry and returns its epoch. Raises LeaseLost, Unavailable."""
+    async def __aenter__(self) -> "Registry":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        async with self._leasing:
+            lease, self._lease = self._lease, None
+            if lease is not None:
+                await lease.close()
+
+    async def put(self, section: str, id: str, value: bytes) -> Guard:
+        """Makes or replaces an entry. The guard's mod_revision is its epoch. Raises Unavailable, NoSpace, LeaseLost."""
+        key = self._keys.presence(section, id)
+        lease = await self._current_lease()
         while True:
             try:
-                return await self._kv.put(self._keys.presence(self._section, id), value, lease=lease.id)
+                result = await self._kv.txn([], [Put(key, value, lease.id)])
             except errors.Ambiguous:
                 if lease.lost.is_set():
                     raise
                 await asyncio.sleep(RETRY_PAUSE_S)  # once more is harmless: the epoch only grows
+            else:
+                return Guard(key, mod_revision=result.revision)
 
-    async def withdraw(self, id: str, *, epoch: int) -> None:
-        """Removes the entry, unless it has been announced anew since."""
-        key = self._keys.presence(self._section, id)
-        await self._kv.txn([Compare(key, Target.MOD, epoch)], [Delete(key)])
+    async def remove(self, section: str, id: str, guard: Guard) -> None:
+        """Removes the entry that `put` answered with this guard; a newer one stays."""
+        assert guard.mod_revision is not None
+        key = self._keys.presence(section, id)
+        await self._kv.txn([Compare(key, Target.MOD, guard.mod_revision)], [Delete(key)])
 
-    def guard(self, id: str, *, epoch: int) -> Guard:
-        """Makes a commit fail once the entry is gone or has a newer epoch."""
-        return Guard(self._keys.presence(self._section, id), mod_revision=epoch)
+    async def lost(self) -> None:
+        """Returns when the lease is lost that entries hang on at this moment, and with it all of them."""
+        lease = await self._current_lease()
+        await lease.lost.wait()
 
-    async def entries(self) -> Registered:
-        """Everybody who is here now."""
-        entries: dict[str, Entry] = {}
-        revision = 0
-        async with aclosing(self._kv.pages(self._prefix)) as pages:
-            async for page in pages:
-                revision = page.revision
-                entries.update((entry.id, entry) for entry in map(self._entry, page.kvs))
-        return Registered(revision, entries, frozenset(entries))
+    async def entries(self, section: str) -> dict[str, bytes]:
+        """Everybody in the section now."""
+        entries, _ = await self._snapshot(section)
+        return entries
 
-    async def follow(self) -> AsyncGenerator[Registered, None]:
-        """The section now, and again after every change, for ever."""
-        known: dict[str, Entry] = {}
+    async def follow(self, section: str) -> AsyncGenerator[dict[str, bytes], None]:
+        """The section now, and again after every change, for ever. Each answer is a fresh, complete dict."""
+        prefix = self._keys.presence(section)
         while True:
             try:
-                snapshot = await self.entries()
-                changed = {id for id in known.keys() | snapshot.entries if known.get(id) != snapshot.entries.get(id)}
-                known = dict(snapshot.entries)
-                yield Registered(snapshot.revision, dict(known), frozenset(changed))
-                async for registered in self._changes(known, snapshot.revision):
-                    yield registered
+                known, revision = await self._snapshot(section)
+                yield dict(known)
+                watch = self._kv.watch(prefix, prefix_end(prefix), start_revision=revision + 1)
+                async with aclosing(watch) as batches:
+                    async for batch in batches:
+                        for event in batch.events:
+                            id = event.kv.key[len(prefix) :].decode()
+                            if event.deleted:
+                                known.pop(id, None)
+                            else:
+                                known[id] = event.kv.value
+                        if batch.events:
+                            yield dict(known)
             except errors.Compacted:
                 continue  # quiet for so long that its place in history is gone: look at everything again
-            except errors.Unavailable:
+            except errors.Unavailable as error:
+                log.debug("the registry cannot be read now", section=section, error=str(error))
                 await asyncio.sleep(RETRY_PAUSE_S)
 
-    async def _changes(self, known: dict[str, Entry], revision: int) -> AsyncGenerator[Registered, None]:
-        watch = self._kv.watch(self._prefix, prefix_end(self._prefix), start_revision=revision + 1)
-        async with aclosing(watch) as batches:
-            async for batch in batches:
-                if not batch.events:
-                    continue
-                for event in batch.events:
-                    entry = self._entry(event.kv)
-                    if event.deleted:
-                        known.pop(entry.id, None)
-                    else:
-                        known[entry.id] = entry
-                changed = frozenset(self._entry(event.kv).id for event in batch.events)
-                yield Registered(batch.revision, dict(known), changed)
+    async def _snapshot(self, section: str) -> tuple[dict[str, bytes], int]:
+        prefix = self._keys.presence(section)
+        entries: dict[str, bytes] = {}
+        revision = 0
+        async with aclosing(self._kv.pages(prefix)) as pages:
+            async for page in pages:
+                revision = page.revision
+                entries.update((kv.key[len(prefix) :].decode(), kv.value) for kv in page.kvs)
+        return entries, revision
 
-    def _entry(self, kv: KeyValue) -> Entry:
-        return Entry(kv.key[len(self._prefix) :].decode(), kv.value, kv.mod_revision)
+    async def _current_lease(self) -> Lease:
+        async with self._leasing:
+            if self._lease is not None and self._lease.lost.is_set():
+                await self._lease.close()
+                self._lease = None
+            if self._lease is None:
+                lease = Lease(self._kv, ttl_s=self._lease_s)
+                await lease.open()
+                self._lease = lease
+            return self._lease
