@@ -77,6 +77,13 @@ class Cluster:
             state.release(uid)
             self._changed(state)
 
+    def clear(self) -> None:
+        """Forget everything, to be told anew."""
+        for kept in (self._states, self._holdings, self._by_node, self._live):
+            kept.clear()
+        self._table = None
+        self._forget_answers()
+
     def _hold(self, holding: Holding) -> None:
         self._holdings[holding.uid] = holding
         self._by_node.setdefault(holding.node, {})[holding.uid] = holding

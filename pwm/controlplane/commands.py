@@ -1,0 +1,254 @@
+"""The one door for writes: load, decide, append, wait.
+
+A command is a function of the view that returns the changes it wants, stream by stream. Here each change
+gets its versions, time and actor, is folded into the new head, and goes to the store as one transaction
+that holds only if no stream moved meanwhile. If one did, the view catches up and the command decides
+again, a bounded number of times. When `run` returns, the view holds what was written, so the same
+replica can be read at once; others are asked with `min_revision`.
+
+Names are claimed with the stream that takes them and released with its end. Kinds that live in a group
+share one name space per group, so that a name says what it is.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from pwm.api.v1 import events_pb2 as ev
+from pwm.api.v1.common_pb2 import Actor
+from pwm.controlplane.clock import Clock
+from pwm.controlplane.core.decide import Change, Payload
+from pwm.controlplane.core.evolve import evolve
+from pwm.controlplane.errors import ApiError, conflict, invalid, unavailable
+from pwm.controlplane.store import errors as store_errors
+from pwm.controlplane.store.commits import Commit, Guard, ReceiptWrite, StreamId, StreamWrite
+from pwm.controlplane.store.eventstore import EventStore
+from pwm.controlplane.view import View
+
+log = structlog.get_logger(__name__)
+
+# Decisions on a contested stream before the caller is told to try again: each loser waits for the winner.
+MAX_DECISIONS = 16
+# Streams of one commit: two puts and a compare each, names and guards besides, within etcd's 128 operations.
+MAX_STREAMS_PER_COMMIT = 40
+# How long a writer waits for its own change to come back through the watch.
+READ_BACK_TIMEOUT_S = 10.0
+
+# Kinds whose names are unique in their group, across these kinds.
+GROUPED_KINDS = frozenset({"Workload", "Volume", "Storage", "Secret"})
+# Kinds without a name of their own to claim.
+UNNAMED_KINDS = frozenset({"Container", "Token"})
+
+_PAYLOAD_FIELDS = {
+    field.message_type.name: field.name
+    for field in ev.Event.DESCRIPTOR.oneofs_by_name["payload"].fields
+    if field.message_type
+}
+
+Decide = Callable[[], Sequence[Change]]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a command did. `revision` is the view's own when nothing had to change."""
+
+    revision: int
+    changes: tuple[Change, ...]
+
+
+class NameInUse(Exception):
+    """A name that a new resource wants belongs to another."""
+
+    def __init__(self, name: str, holder_kind: str) -> None:
+        super().__init__(f"the name {name} is taken by a {holder_kind}")
+        self.name = name
+        self.holder_kind = holder_kind
+
+
+class Commands:
+    def __init__(self, *, store: EventStore, view: View, clock: Clock) -> None:
+        self._store = store
+        self._view = view
+        self._clock = clock
+
+    async def run(
+        self,
+        decide: Decide,
+        *,
+        actor: Actor,
+        guards: Sequence[Guard] = (),
+        receipt: ReceiptWrite | None = None,
+    ) -> Outcome:
+        """Decide and append until it holds.
+
+        Raises what `decide` raises; store_errors.FenceLost or GuardFailed when a guard no longer holds;
+        AlreadyAnswered for a receipt that exists; ApiError ABORTED when the stream stays contested and
+        UNAVAILABLE when the store cannot be reached.
+        """
+        for _ in range(MAX_DECISIONS):
+            changes = [c for c in decide() if c.payloads]
+            if not changes:
+                return Outcome(self._view.revision, ())
+            commit = self._commit(changes, actor, tuple(guards), receipt)
+            try:
+                revision = await self._store.append(commit)
+            except store_errors.Conflict as error:
+                await self._catch_up(error.streams)
+                continue
+            except store_errors.NameTaken as error:
+                await self._name_taken(error, changes)
+                continue
+            except store_errors.TooLarge as error:
+                raise invalid(str(error), next_step="make the document smaller") from error
+            except store_errors.KVError as error:
+                raise _out_of_reach(error) from error
+            await self._read_back(revision)
+            return Outcome(revision, tuple(changes))
+        raise conflict("others keep changing the same resource", next_step="try again")
+
+    async def run_in_parts(
+        self, changes: Sequence[Change], *, actor: Actor, guards: Sequence[Guard] = ()
+    ) -> list[Change]:
+        """Append independent changes as several commits at once. Returns those that no longer applied.
+
+        For loops that look again anyway: a change decided on a state that moved on is skipped, not redone.
+        """
+        parts = [changes[i : i + MAX_STREAMS_PER_COMMIT] for i in range(0, len(changes), MAX_STREAMS_PER_COMMIT)]
+        appends = (self._append_part(part, actor, tuple(guards)) for part in parts)
+        results = await asyncio.gather(*appends, return_exceptions=True)
+        newest, left = 0, []
+        for result in results:
+            if isinstance(result, store_errors.KVError):
+                raise _out_of_reach(result) from result
+            if isinstance(result, BaseException):
+                raise result
+            newest = max(newest, result[0])
+            left += result[1]
+        await self._read_back(newest)
+        return left
+
+    async def _append_part(
+        self, part: Sequence[Change], actor: Actor, guards: tuple[Guard, ...]
+    ) -> tuple[int, list[Change]]:
+        current = [c for c in part if self._is_current(c)]
+        skipped = [c for c in part if not self._is_current(c)]
+        if not current:
+            return 0, skipped
+        try:
+            return await self._store.append(self._commit(current, actor, guards, None)), skipped
+        except store_errors.Conflict as error:
+            await self._catch_up(error.streams)
+            moved = {(s.kind, s.uid) for s in error.streams}
+            left = [c for c in current if (c.kind, c.uid) not in moved]
+            revision, more = await self._append_part(left, actor, guards)
+            return revision, [*skipped, *(c for c in current if (c.kind, c.uid) in moved), *more]
+
+    def _is_current(self, change: Change) -> bool:
+        entry = self._view.entry(change.kind, change.uid)
+        return (entry.state if entry is not None else None) is change.state
+
+    def _commit(
+        self, changes: Sequence[Change], actor: Actor, guards: tuple[Guard, ...], receipt: ReceiptWrite | None
+    ) -> Commit:
+        now_ms = self._clock.now_ms()
+        claimed: list[tuple[str, str]] = []
+        released: list[str] = []
+        for change in changes:
+            if change.kind in UNNAMED_KINDS:
+                continue
+            if change.state is None:
+                claimed.append((name_key(change.kind, change.group, change.name), f"{change.kind}/{change.uid}"))
+            if change.removes:
+                released.append(name_key(change.kind, change.group, change.name))
+        return Commit(
+            id=self._clock.new_id(),
+            writes=tuple(self._write(change, actor, now_ms) for change in changes),
+            claim_names=tuple(claimed),
+            release_names=tuple(released),
+            guards=guards,
+            receipt=receipt,
+        )
+
+    def _write(self, change: Change, actor: Actor, now_ms: int) -> StreamWrite:
+        state = change.state
+        before = state.metadata.version if state is not None else 0
+        events: list[bytes] = []
+        for offset, payload in enumerate(change.payloads, start=1):
+            event = stamp(change, payload, version=before + offset, actor=actor, now_ms=now_ms)
+            state = evolve(state, event)
+            events.append(event.SerializeToString(deterministic=True))
+        assert state is not None
+        entry = self._view.entry(change.kind, change.uid) if change.state is not None else None
+        assert change.state is None or (entry is not None and entry.state is change.state), "decided on an old state"
+        return StreamWrite(
+            stream=StreamId(change.kind, change.uid),
+            version_before=before,
+            revision_before=entry.revision if entry is not None else 0,
+            events=tuple(events),
+            state=state.SerializeToString(deterministic=True),
+            removed_at_ms=now_ms if change.removes else 0,
+        )
+
+    async def _read_back(self, revision: int) -> None:
+        try:
+            await self._view.wait_for(revision, timeout_s=READ_BACK_TIMEOUT_S)
+        except TimeoutError:
+            log.warning("the view lags behind an own write", revision=revision, view=self._view.revision)
+
+    async def _catch_up(self, streams: Sequence[StreamId]) -> None:
+        """Wait until the view holds what the streams' heads say."""
+        newest = 0
+        for stream in streams:
+            try:
+                head = await self._store.head(stream)
+            except store_errors.KVError as error:
+                raise _out_of_reach(error) from error
+            if head is not None:
+                newest = max(newest, head.revision)
+        try:
+            await self._view.wait_for(newest, timeout_s=READ_BACK_TIMEOUT_S)
+        except TimeoutError as error:
+            raise unavailable("this replica lags behind the store", next_step="try again") from error
+
+    async def _name_taken(self, error: store_errors.NameTaken, changes: Sequence[Change]) -> None:
+        """Somebody has the name: another kind for good; the same kind means that the view was behind."""
+        holder_kind, _, uid = error.holder.partition("/")
+        for change in changes:
+            wanted = name_key(change.kind, change.group, change.name) if change.state is None else None
+            if wanted == error.name and change.kind != holder_kind:
+                raise NameInUse(change.name, holder_kind) from error
+        await self._catch_up([StreamId(holder_kind, uid)])
+
+
+def _out_of_reach(error: store_errors.KVError) -> ApiError:
+    return unavailable(
+        f"the change was not saved: the control plane's store is out of reach ({error})",
+        next_step="try again in a moment; `pwm admin status` shows the state of etcd",
+    )
+
+
+def name_key(kind: str, group: str, name: str) -> str:
+    """Where the uniqueness of a name is kept, below the store's `name/`."""
+    return f"-/{group}/{name}" if kind in GROUPED_KINDS else f"{kind}/{group}/{name}"
+
+
+def stamp(change: Change, payload: Payload, *, version: int, actor: Actor, now_ms: int) -> ev.Event:
+    event = ev.Event(
+        kind=change.kind,
+        uid=change.uid,
+        version=version,
+        name=change.name,
+        group=change.group,
+        time=timestamp(now_ms),
+        actor=actor,
+        cause=change.cause,
+    )
+    getattr(event, _PAYLOAD_FIELDS[payload.DESCRIPTOR.name]).CopyFrom(payload)
+    return event
+
+
+def timestamp(ms: int) -> Timestamp:
+    return Timestamp(seconds=ms // 1000, nanos=ms % 1000 * 1_000_000)

@@ -1,0 +1,24 @@
+"""Settings of a controller. Each is a flag of `pwm controller`, a variable PWM_… or a key of its config file."""
+
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerConfig:
+    # etcd's client addresses, HOST:PORT.
+    etcd: tuple[str, ...] = ("127.0.0.1:4702",)
+    prefix: str = "/pwm/v1/"
+    http_host: str = "127.0.0.1"
+    http_port: int = 4700
+    agent_host: str = "127.0.0.1"
+    agent_port: int = 4701
+    # Names this replica for as long as it runs; empty: made up at each start.
+    replica: str = ""
+    # Where a first admin token and a first node token are written.
+    admin_token_file: Path | None = None
+    node_token_file: Path | None = None
+    log_level: str = "info"
+    log_json: bool = False
+    hostname: str = field(default_factory=socket.gethostname)

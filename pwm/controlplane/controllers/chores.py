@@ -1,0 +1,40 @@
+"""The cluster leader's chores: retention of the log. Every replica besides looks after etcd's space by itself,
+because no leader can be elected once etcd refuses new leases."""
+
+import asyncio
+
+import structlog
+
+from pwm.controlplane.clock import Clock
+from pwm.controlplane.store import errors as store_errors
+from pwm.controlplane.store.commits import Guard
+from pwm.controlplane.store.kv import KV
+from pwm.controlplane.store.retention import Retention
+from pwm.controlplane.store.space import look_after_space
+
+log = structlog.get_logger(__name__)
+
+# A pass reads every head's version: cheap enough each ten minutes, often enough for a log that fills slowly.
+RETENTION_EVERY_S = 600.0
+SPACE_EVERY_S = 20.0
+
+
+async def keep_retention(retention: Retention, *, clock: Clock, fence: Guard) -> None:
+    """Until cancelled. Raises FenceLost when another replica leads."""
+    while True:
+        await asyncio.sleep(RETENTION_EVERY_S)
+        try:
+            report = await retention.run(now_ms=clock.now_ms(), fence=fence)
+            log.info("retention", trimmed=report.trimmed_events, dropped=report.dropped_streams, to=report.compacted_to)
+        except store_errors.KVError as error:
+            log.warning("retention waits", why=str(error))
+
+
+async def watch_space(kv: KV) -> None:
+    """Until cancelled."""
+    while True:
+        try:
+            await look_after_space(kv)
+        except store_errors.StoreError as error:
+            log.debug("etcd's space is unknown", why=str(error))
+        await asyncio.sleep(SPACE_EVERY_S)

@@ -1,0 +1,145 @@
+"""The zone leader's main loop: workloads get the containers they should have.
+
+It is level-triggered. A change in the view marks its workload; each turn reconciles the marked ones
+(`core.reconcile`), appends what they need stopped or forgotten, and plans places for all replicas that
+wait (`core.scheduling`). What it appends comes back through the view and marks again, until nothing is
+left to do. A new leader marks everything.
+"""
+
+import asyncio
+import heapq
+
+import structlog
+
+from pwm.api.v1 import events_pb2 as ev
+from pwm.api.v1.common_pb2 import Actor, Reason
+from pwm.api.v1.workload_pb2 import Workload
+from pwm.controlplane.clock import Clock
+from pwm.controlplane.commands import Commands
+from pwm.controlplane.core.decide import Change, change, place, request_stop
+from pwm.controlplane.core.reconcile import Gap, reconcile
+from pwm.controlplane.core.scheduling.cluster import Cluster
+from pwm.controlplane.core.scheduling.plan import plan
+from pwm.controlplane.core.scheduling.queue import Waiting
+from pwm.controlplane.core.scheduling.spec import container_spec
+from pwm.controlplane.errors import ApiError
+from pwm.controlplane.store.commits import Guard
+from pwm.controlplane.view import Resync, View, ViewChange
+
+log = structlog.get_logger(__name__)
+
+ACTOR = Actor(type=Actor.CONTROLLER, name="scheduler")
+# Every workload is looked at again this often, whatever the marks say.
+FULL_PASS_S = 30.0
+RETRY_DELAY_S = 0.5
+
+
+class WorkloadController:
+    """Runs for one term of leading `zone`; make a new one for the next."""
+
+    def __init__(
+        self, *, zone: str, view: View, commands: Commands, cluster: Cluster, clock: Clock, fence: Guard
+    ) -> None:
+        self._zone = zone
+        self._view = view
+        self._commands = commands
+        self._cluster = cluster
+        self._clock = clock
+        self._fence = fence
+        self._marked: dict[str, None] = {}
+        self._waiting: dict[str, list[Waiting]] = {}
+        self._wakes: list[tuple[int, str]] = []
+        self._next_full_pass_s = 0.0
+
+    async def run(self) -> None:
+        """Until cancelled. Raises FenceLost when another replica leads."""
+        with self._view.subscribe() as subscription:
+            while True:
+                try:
+                    await self._turn()
+                except ApiError as error:
+                    log.warning("the scheduler waits", why=error.message)
+                    await asyncio.sleep(RETRY_DELAY_S)
+                    self._next_full_pass_s = 0.0
+                    continue
+                try:
+                    async with asyncio.timeout(self._pause_s()):
+                        for seen in await subscription.batch():
+                            self._mark(seen)
+                except TimeoutError:
+                    pass
+                except Resync:
+                    self._next_full_pass_s = 0.0
+
+    def _mark(self, seen: ViewChange) -> None:
+        if seen.kind == "Workload":
+            self._marked[seen.uid] = None
+        elif seen.kind == "Container":
+            container = seen.after or seen.before
+            self._marked[container.spec.workload_uid] = None  # type: ignore[union-attr]
+
+    def _pause_s(self) -> float:
+        pause = max(0.0, self._next_full_pass_s - self._clock.monotonic_s())
+        if self._wakes:
+            pause = min(pause, max(0.0, (self._wakes[0][0] - self._clock.now_ms()) / 1000))
+        return pause
+
+    async def _turn(self) -> None:
+        now_ms = self._clock.now_ms()
+        self._mark_due(now_ms)
+        marked, self._marked = self._marked, {}
+        changes: list[Change] = []
+        for uid in marked:
+            workload = self._view.get("Workload", uid)
+            if workload is not None and (workload.spec.zone or "default") != self._zone:
+                continue
+            gap = reconcile(workload, self._view.containers_of(uid), now_ms=now_ms)
+            self._note(uid, workload, gap, now_ms)
+            changes += _changes(workload, gap)
+        if changes:
+            await self._commands.run_in_parts(changes, actor=ACTOR, guards=(self._fence,))
+        if self._waiting:
+            await self._place(now_ms)
+
+    def _mark_due(self, now_ms: int) -> None:
+        if self._clock.monotonic_s() >= self._next_full_pass_s:
+            self._next_full_pass_s = self._clock.monotonic_s() + FULL_PASS_S
+            self._waiting.clear()
+            self._wakes.clear()
+            self._marked = dict.fromkeys(w.metadata.uid for w in self._view.all("Workload"))
+            self._marked.update(dict.fromkeys(self._view.workload_uids_with_containers()))
+        while self._wakes and self._wakes[0][0] <= now_ms:
+            self._marked[heapq.heappop(self._wakes)[1]] = None
+
+    def _note(self, uid: str, workload: Workload | None, gap: Gap, now_ms: int) -> None:
+        if gap.wake_at_ms:
+            heapq.heappush(self._wakes, (gap.wake_at_ms, uid))
+        ready = [v for v in gap.vacancies if v.not_before_ms <= now_ms]
+        if workload is not None and ready:
+            self._waiting[uid] = [
+                Waiting(workload=workload, replica=v.replica, attempt=v.attempt, since_ms=v.since_ms) for v in ready
+            ]
+        else:
+            self._waiting.pop(uid, None)
+
+    async def _place(self, now_ms: int) -> None:
+        waiting = [w for replicas in self._waiting.values() for w in replicas]
+        planned = plan(self._cluster, waiting, now_ms=now_ms, seed=self._clock.seed())
+        if not planned.placements:
+            return
+        revision = self._view.revision
+        changes = [
+            place(p.waiting.workload, container_spec(p.waiting.workload, p, revision=revision))
+            for p in planned.placements
+        ]
+        skipped = await self._commands.run_in_parts(changes, actor=ACTOR, guards=(self._fence,))
+        placed = len(changes) - len(skipped)
+        log.debug("placed", containers=placed, waiting=len(waiting) - placed)
+
+
+def _changes(workload: Workload | None, gap: Gap) -> list[Change]:
+    changes = [change(c, *request_stop(c, reason), cause=workload) for c, reason in gap.stops]
+    changes += [change(c, ev.Removed(), cause=workload) for c in gap.removals]
+    if workload is not None and gap.workload_gone:
+        changes.append(change(workload, ev.Removed(reason=Reason(code=Reason.DELETED_BY_USER))))
+    return changes

@@ -1,0 +1,248 @@
+"""State is the fold of events: `evolve(state, event)`.
+
+One function per payload, each setting just what that fact changes. A state is the resource's own
+message, so nothing is mapped. Two ways in: `evolve` leaves the given state alone and returns a new one
+(a message that came from the view is never changed); `fold` changes the state it owns, for rebuilding
+from many events without a copy per step. Both are the same handlers.
+
+Payloads are only ever added; what a payload does to a state never changes, because recorded histories
+must fold to the same bytes for ever.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
+
+from pwm.api.v1 import events_pb2 as ev
+from pwm.api.v1 import identity_pb2 as identity
+from pwm.api.v1.node_pb2 import Node, NodeStatus
+from pwm.api.v1.volume_pb2 import Storage, Volume
+from pwm.api.v1.workload_pb2 import Container, ContainerStatus, Workload, WorkloadStatus
+
+State: TypeAlias = (
+    Workload
+    | Container
+    | Node
+    | Storage
+    | Volume
+    | identity.Zone
+    | identity.Group
+    | identity.User
+    | identity.Role
+    | identity.Token
+    | identity.Secret
+    | identity.ResourceCredit
+)
+
+STATE_TYPES: dict[str, type[State]] = {
+    "Workload": Workload,
+    "Container": Container,
+    "Node": Node,
+    "Storage": Storage,
+    "Volume": Volume,
+    "Zone": identity.Zone,
+    "Group": identity.Group,
+    "User": identity.User,
+    "Role": identity.Role,
+    "Token": identity.Token,
+    "Secret": identity.Secret,
+    "ResourceCredit": identity.ResourceCredit,
+}
+
+
+def evolve(state: State | None, event: ev.Event) -> State:
+    """The state after `event`; `state` itself stays as it is. None: the stream begins."""
+    if state is None:
+        return fold(None, event)
+    successor = type(state)()
+    successor.CopyFrom(state)  # type: ignore[arg-type]
+    return fold(successor, event)
+
+
+def fold(state: State | None, event: ev.Event) -> State:
+    """As `evolve`, but changes and returns the given state, which the caller must own."""
+    if state is None:
+        state = _begin(event)
+    metadata = state.metadata
+    metadata.version = event.version
+    metadata.updated_at.CopyFrom(event.time)
+    payload = event.WhichOneof("payload")
+    if payload is None:
+        raise ValueError(f"{event.kind}/{event.uid} version {event.version} has no payload this version knows")
+    _HANDLERS[payload](state, event)
+    return state
+
+
+def fold_all(events: Iterable[ev.Event]) -> State | None:
+    state: State | None = None
+    for event in events:
+        state = fold(state, event)
+    return state
+
+
+def _begin(event: ev.Event) -> State:
+    state = STATE_TYPES[event.kind]()
+    state.api_version = "v1"
+    state.kind = event.kind
+    metadata = state.metadata
+    metadata.uid, metadata.name, metadata.group = event.uid, event.name, event.group
+    metadata.created_at.CopyFrom(event.time)
+    metadata.created_by.CopyFrom(event.actor)
+    return state
+
+
+def _workload_applied(state: Any, event: ev.Event) -> None:
+    applied, status = event.workload_applied, state.status
+    _set_labels(state, applied.labels)
+    state.spec.CopyFrom(applied.spec)
+    if event.version == 1:
+        _set_desired(status, WorkloadStatus.RUN, event)
+    status.generation = applied.generation
+    if applied.first_attempt:
+        status.first_attempt = applied.first_attempt
+
+
+def _workload_scaled(state: Any, event: ev.Event) -> None:
+    state.spec.replica.count = event.workload_scaled.count
+
+
+def _workload_desired(state: Any, event: ev.Event) -> None:
+    _set_desired(state.status, event.workload_desired.desired, event)
+    if event.workload_desired.first_attempt:
+        state.status.first_attempt = event.workload_desired.first_attempt
+
+
+def _workload_restarted(state: Any, event: ev.Event) -> None:
+    state.status.first_attempt = event.workload_restarted.first_attempt
+    _set_desired(state.status, WorkloadStatus.RUN, event)
+
+
+def _set_desired(status: WorkloadStatus, desired: WorkloadStatus.Desired.ValueType, event: ev.Event) -> None:
+    status.desired = desired
+    status.desired_at.CopyFrom(event.time)
+    status.desired_by.CopyFrom(event.actor)
+
+
+def _container_placed(state: Any, event: ev.Event) -> None:
+    state.spec.CopyFrom(event.container_placed.spec)
+    state.status.phase = ContainerStatus.ASSIGNED
+    state.status.since.CopyFrom(event.time)
+
+
+def _container_reported(state: Any, event: ev.Event) -> None:
+    report, status = event.container_reported, state.status
+    if report.phase != status.phase:
+        status.phase = report.phase
+        status.since.CopyFrom(event.time)
+    if report.HasField("reason"):
+        status.reason.CopyFrom(report.reason)
+    if report.HasField("started_at"):
+        status.started_at.CopyFrom(report.started_at)
+    if report.HasField("finished_at"):
+        status.finished_at.CopyFrom(report.finished_at)
+    if report.HasField("exit_code"):
+        status.exit_code = report.exit_code
+    if report.oom_killed:
+        status.oom_killed = True
+    if report.runtime_id:
+        status.runtime_id = report.runtime_id
+    if report.pid:
+        status.pid = report.pid
+    if report.image_id:
+        status.image_id = report.image_id
+
+
+def _container_stop_requested(state: Any, event: ev.Event) -> None:
+    state.status.stop_requested.CopyFrom(event.container_stop_requested.reason)
+    state.status.stop_requested_by.CopyFrom(event.actor)
+
+
+def _node_applied(state: Any, event: ev.Event) -> None:
+    _set_labels(state, event.node_applied.labels)
+    state.spec.CopyFrom(event.node_applied.spec)
+    if not state.status.phase:
+        _set_node_phase(state.status, NodeStatus.NOT_READY, event)
+
+
+def _node_joined(state: Any, event: ev.Event) -> None:
+    state.status.inventory.CopyFrom(event.node_joined.inventory)
+    if not state.status.phase:
+        _set_node_phase(state.status, NodeStatus.NOT_READY, event)
+
+
+def _node_phase_changed(state: Any, event: ev.Event) -> None:
+    _set_node_phase(state.status, event.node_phase_changed.phase, event)
+    state.status.reason.CopyFrom(event.node_phase_changed.reason)
+
+
+def _set_node_phase(status: NodeStatus, phase: NodeStatus.Phase.ValueType, event: ev.Event) -> None:
+    if status.phase != phase:
+        status.phase = phase
+        status.since.CopyFrom(event.time)
+
+
+def _applied(payload: str) -> Callable[[Any, ev.Event], None]:
+    """Kinds whose only event, besides their end, is that they were applied."""
+
+    def handler(state: Any, event: ev.Event) -> None:
+        applied = getattr(event, payload)
+        _set_labels(state, applied.labels)
+        state.spec.CopyFrom(applied.spec)
+
+    return handler
+
+
+def _secret_applied(state: Any, event: ev.Event) -> None:
+    _set_labels(state, event.secret_applied.labels)
+    state.spec.data.clear()
+    for key in event.secret_applied.keys:
+        state.spec.data[key] = ""
+
+
+def _token_issued(state: Any, event: ev.Event) -> None:
+    state.spec.CopyFrom(event.token_issued.spec)
+
+
+def _token_revoked(state: Any, event: ev.Event) -> None:
+    state.spec.revoked = True
+
+
+def _removed(state: Any, event: ev.Event) -> None:
+    """The stream ends. The last state stays as it was, for `describe` of what is gone."""
+    if isinstance(state, Container):
+        state.status.phase = ContainerStatus.DELETED
+        state.status.since.CopyFrom(event.time)
+
+
+def _set_labels(state: Any, labels: Any) -> None:
+    state.metadata.labels.clear()
+    state.metadata.labels.update(labels)
+
+
+_HANDLERS: dict[str, Callable[[Any, ev.Event], None]] = {
+    "workload_applied": _workload_applied,
+    "workload_scaled": _workload_scaled,
+    "workload_desired": _workload_desired,
+    "workload_restarted": _workload_restarted,
+    "container_placed": _container_placed,
+    "container_reported": _container_reported,
+    "container_stop_requested": _container_stop_requested,
+    "node_applied": _node_applied,
+    "node_joined": _node_joined,
+    "node_phase_changed": _node_phase_changed,
+    **{
+        name: _applied(name)
+        for name in (
+            "zone_applied",
+            "group_applied",
+            "user_applied",
+            "role_applied",
+            "storage_applied",
+            "volume_applied",
+            "resource_credit_applied",
+        )
+    },
+    "secret_applied": _secret_applied,
+    "token_issued": _token_issued,
+    "token_revoked": _token_revoked,
+    "removed": _removed,
+}

@@ -1,0 +1,249 @@
+"""Serves agents: the `Session` and `Relay` rpcs of agent.proto, and `AgentLink` to the services.
+
+A session begins when the node's presence is written to the store: the revision of that write is its epoch,
+so a newer session, on this replica or another, always has a higher one, and reports of the older are
+refused by the store itself.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Protocol
+
+import grpc
+import structlog
+
+from pwm.api.v1 import agent_pb2_grpc
+from pwm.api.v1.agent_pb2 import Configure, Hello, NodeUsage, OpenStream, SessionResponse, Welcome
+from pwm.api.v1.common_pb2 import Actor
+from pwm.api.v1.workload_pb2 import Container
+from pwm.controlplane.agentlink import AgentInfo, AgentUnreachable
+from pwm.controlplane.clock import Clock
+from pwm.controlplane.commands import Commands
+from pwm.controlplane.core.decide import Change, join_node
+from pwm.controlplane.dispatcher import session as sessions
+from pwm.controlplane.dispatcher.relay import AgentStream, Relays
+from pwm.controlplane.dispatcher.reports import ReportIntake
+from pwm.controlplane.errors import ApiError
+from pwm.controlplane.store import errors as store_errors
+from pwm.controlplane.store.commits import Guard
+from pwm.controlplane.view import View, ViewChange
+
+log = structlog.get_logger(__name__)
+
+# Heartbeats while nobody watches, and while somebody does.
+HEARTBEAT_MS = 5_000
+WATCHED_HEARTBEAT_MS = 1_000
+# A session without a word for three heartbeats is over; the agent dials again.
+SESSION_SILENCE_S = 15.0
+
+
+class NodePresence(Protocol):
+    """Where sessions are announced: leased keys in the store."""
+
+    async def announce(self, node: str) -> Guard:
+        """Say that this replica holds the node's session. The guard's mod_revision is the epoch."""
+        ...
+
+    async def withdraw(self, node: str, guard: Guard) -> None: ...
+
+
+class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
+    def __init__(
+        self,
+        *,
+        replica: str,
+        view: View,
+        commands: Commands,
+        clock: Clock,
+        presence: NodePresence,
+        authenticate: Callable[[str], Awaitable[str | None]],
+    ) -> None:
+        """`authenticate` maps a node token to the node it is good for ("" = any); None: not a node's token."""
+        self._replica = replica
+        self._view = view
+        self._commands = commands
+        self._clock = clock
+        self._presence = presence
+        self._authenticate = authenticate
+        self._sessions: dict[str, sessions.Session] = {}
+        self._relays = Relays()
+        self._usage_watchers = 0
+        view.observe(self._view_changed)
+
+    # ---- the rpcs
+
+    async def Session(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
+        credential = await self._credential(context)
+        first = await context.read()
+        if first is grpc.aio.EOF or first.WhichOneof("message") != "hello":
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message is hello")
+        hello: Hello = first.hello
+        if credential and credential != hello.node:
+            await context.abort(
+                grpc.StatusCode.PERMISSION_DENIED, f"this credential is for node {credential}, not for {hello.node}"
+            )
+        try:
+            await self._join(hello.node, hello.inventory)
+            guard = await self._presence.announce(hello.node)
+        except (ApiError, store_errors.StoreError) as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"the control plane cannot take the session now: {error}")
+            return
+        await self._hold(hello, guard, context)
+
+    async def Relay(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
+        await self._relays.serve(await self._credential(context), context)
+
+    async def _credential(self, context: Any) -> str:
+        metadata = dict(context.invocation_metadata())
+        scheme, _, token = str(metadata.get("authorization", "")).partition(" ")
+        node = await self._authenticate(token) if scheme.lower() == "bearer" and token else None
+        if node is None:
+            await context.abort(
+                grpc.StatusCode.UNAUTHENTICATED, "this is not a live node token; make one with `pwm admin node-token`"
+            )
+        return node or ""
+
+    # ---- a session's life
+
+    async def _join(self, node_name: str, inventory: Any) -> None:
+        new_uid = self._clock.new_id()
+
+        def decide() -> list[Change]:
+            node = self._view.by_name("Node", node_name)
+            uid = node.metadata.uid if node is not None else new_uid
+            return [Change("Node", uid, node_name, "", node, join_node(node, inventory))]
+
+        await self._commands.run(decide, actor=Actor(type=Actor.NODE, name=node_name))
+
+    async def _hold(self, hello: Hello, guard: Guard, context: Any) -> None:
+        node = hello.node
+        older = self._sessions.get(node)
+        if older is not None:
+            older.superseded.set()
+        session = sessions.Session(
+            node=node,
+            epoch=guard.mod_revision or 0,
+            agent_version=hello.inventory.agent_version,
+            now_ms=self._clock.now_ms(),
+        )
+        self._sessions[node] = session
+        log.info("agent connected", node=node, epoch=session.epoch, version=session.agent_version)
+
+        async def acknowledge(sequence: int) -> None:
+            session.acknowledge(sequence)
+
+        intake = ReportIntake(node=node, guard=guard, view=self._view, commands=self._commands, acknowledge=acknowledge)
+        why = "the agent hung up"
+        try:
+            await context.write(SessionResponse(welcome=Welcome(epoch=session.epoch, configure=self._configure())))
+            await context.write(session.full(self._view.containers_on(node)))
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(self._receive(session, intake, context)),
+                    group.create_task(self._send(session, context)),
+                    group.create_task(intake.run()),
+                    group.create_task(self._superseded(session)),
+                ]
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in tasks:
+                    task.cancel()
+        except* _Superseded as group_error:
+            why = str(group_error.exceptions[0])
+        except* store_errors.GuardFailed:
+            why = "a newer session of the node took over"
+        except* (grpc.RpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
+            why = "the connection broke"
+        finally:
+            log.info("agent disconnected", node=node, epoch=session.epoch, why=why)
+            if self._sessions.get(node) is session:
+                del self._sessions[node]
+            await asyncio.shield(self._presence.withdraw(node, guard))
+
+    async def _receive(self, session: sessions.Session, intake: ReportIntake, context: Any) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(SESSION_SILENCE_S):
+                    message = await context.read()
+            except TimeoutError:
+                raise _Superseded(f"silent for {SESSION_SILENCE_S:.0f} s") from None
+            if message is grpc.aio.EOF:
+                return
+            session.last_heard_ms = self._clock.now_ms()
+            match message.WhichOneof("message"):
+                case "reports":
+                    intake.offer(message.reports.reports)
+                case "heartbeat":
+                    session.usage = message.heartbeat.usage
+                case "inventory":
+                    await self._join(session.node, message.inventory)
+
+    async def _send(self, session: sessions.Session, context: Any) -> None:
+        while True:
+            for message in await session.outgoing():
+                await context.write(message)
+
+    async def _superseded(self, session: sessions.Session) -> None:
+        await session.superseded.wait()
+        raise _Superseded("a newer session of the node took over")
+
+    def _view_changed(self, change: ViewChange) -> None:
+        if change.kind != "Container":
+            return
+        container = change.after or change.before
+        assert isinstance(container, Container)
+        session = self._sessions.get(container.spec.node)
+        if session is not None:
+            session.changed(change.uid, change.after if isinstance(change.after, Container) else None)
+
+    def restart_sessions(self) -> None:
+        """The view was rebuilt, or sessions are no longer announced: agents dial again and get a full set."""
+        for session in self._sessions.values():
+            session.superseded.set()
+
+    # ---- AgentLink
+
+    @asynccontextmanager
+    async def open(self, node: str, request: OpenStream) -> AsyncIterator[AgentStream]:
+        session = self._sessions.get(node)
+        if session is None:
+            raise AgentUnreachable(f"the agent of node {node} is not connected")
+        request.stream_id = self._clock.new_id()
+        session.open(request)
+        stream = await self._relays.expect(request.stream_id, node)
+        try:
+            yield stream
+        finally:
+            stream.closed.set()
+
+    def usage(self, node: str) -> NodeUsage | None:
+        session = self._sessions.get(node)
+        return session.usage if session else None
+
+    @contextmanager
+    def watch_usage(self) -> Iterator[None]:
+        self._usage_watchers += 1
+        if self._usage_watchers == 1:
+            self._reconfigure()
+        try:
+            yield
+        finally:
+            self._usage_watchers -= 1
+            if not self._usage_watchers:
+                self._reconfigure()
+
+    def agents(self) -> list[AgentInfo]:
+        return [
+            AgentInfo(s.node, self._replica, s.epoch, s.agent_version, s.last_heard_ms) for s in self._sessions.values()
+        ]
+
+    def _configure(self) -> Configure:
+        return Configure(heartbeat_ms=WATCHED_HEARTBEAT_MS if self._usage_watchers else HEARTBEAT_MS)
+
+    def _reconfigure(self) -> None:
+        for session in self._sessions.values():
+            session.configure(self._configure())
+
+
+class _Superseded(Exception):
+    """The session is over; the message says why."""

@@ -1,0 +1,81 @@
+"""Keeps the view equal to the log: heads at a revision, then every event from there.
+
+One task per replica. When the watch was compacted away, or an event does not follow what the view holds,
+the view is built again from the heads; readers keep their old messages and subscribers start over. While
+the store is out of reach the view stays readable, and says since when it may be old.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from pwm.api.v1.events_pb2 import Event
+from pwm.controlplane.clock import Clock
+from pwm.controlplane.store import errors as store_errors
+from pwm.controlplane.store.eventstore import EventStore
+from pwm.controlplane.view import OutOfStep, View
+
+log = structlog.get_logger(__name__)
+
+# Pause before another try when the store does not answer.
+RETRY_DELAY_S = 0.3
+
+
+class Follower:
+    def __init__(self, *, store: EventStore, view: View, clock: Clock, on_loaded: Callable[[], None]) -> None:
+        """`on_loaded` is called when the view was built anew, for whoever keeps something in step with it."""
+        self._store = store
+        self._view = view
+        self._clock = clock
+        self._on_loaded = on_loaded
+        self.stale_since_ms = 0
+        self.rebuilds = 0
+
+    async def run(self) -> None:
+        """For ever; cancel to stop."""
+        while True:
+            try:
+                await self._bootstrap()
+                await self._follow()
+            except (store_errors.RebuildNeeded, OutOfStep) as error:
+                log.warning("view is rebuilt", why=str(error))
+                self.rebuilds += 1
+            except store_errors.StoreError as error:
+                self.out_of_reach(str(error))
+                await asyncio.sleep(RETRY_DELAY_S)
+
+    def out_of_reach(self, why: str) -> None:
+        if not self.stale_since_ms:
+            self.stale_since_ms = self._clock.now_ms()
+            log.warning("the store is out of reach", why=why)
+
+    def in_reach(self) -> None:
+        if self.stale_since_ms:
+            log.info("the store is back", away_ms=self._clock.now_ms() - self.stale_since_ms)
+        self.stale_since_ms = 0
+
+    async def _bootstrap(self) -> None:
+        revision = 0
+        fresh = False
+        async for page in self._store.heads():
+            if not fresh:
+                # Only now: as long as the store is out of reach, old answers are better than none.
+                self._view.clear()
+                fresh = True
+            revision = page.revision
+            for head in page.heads:
+                if not head.removed_at_ms:
+                    self._view.load(head.stream.kind, head.stream.uid, state=head.state, revision=head.revision)
+        self._on_loaded()
+        self._view.loaded(revision)
+        self.in_reach()
+        log.info("view loaded", revision=revision, streams=self._view.streams)
+
+    async def _follow(self) -> None:
+        async for changes in self._store.follow(self._view.revision):
+            self.in_reach()
+            for stored in changes.events:
+                event = Event.FromString(stored.event)
+                self._view.apply(event, stored.revision)
+            self._view.advance(changes.revision)

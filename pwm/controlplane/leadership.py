@@ -1,0 +1,96 @@
+"""Holding a role: campaign, work while it lasts, campaign again.
+
+A leader's writes all carry its fence, so one that was deposed without noticing harms nothing; it stops at
+the first refused write or when its lease is gone. On winning it first catches up with everything that was
+written before it won, then makes a full pass: it trusts nothing it remembers from an earlier term.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import structlog
+
+from pwm.controlplane.store import errors as store_errors
+from pwm.controlplane.store.commits import Guard
+from pwm.controlplane.view import View
+
+log = structlog.get_logger(__name__)
+
+RETRY_DELAY_S = 0.5
+
+
+class Term(Protocol):
+    """One time of leading: valid until `lost` is set."""
+
+    fence: Guard
+    # The store's revision when the role was won: the view must reach it first.
+    revision: int
+
+    @property
+    def lost(self) -> asyncio.Event: ...
+
+    async def resign(self) -> None: ...
+
+
+# Waits until the role is won.
+Campaign = Callable[[], Awaitable[Term]]
+# Does the role's work with the given fence, until cancelled.
+Duty = Callable[[Guard], Awaitable[None]]
+
+
+class Leadership:
+    """Keeps trying to hold `role`, and does its duty while it does."""
+
+    def __init__(self, *, role: str, campaign: Campaign, duty: Duty, view: View) -> None:
+        self.role = role
+        self.leading = False
+        self._campaign = campaign
+        self._duty = duty
+        self._view = view
+
+    async def run(self) -> None:
+        """For ever; cancel to stop, which resigns."""
+        while True:
+            try:
+                term = await self._campaign()
+            except store_errors.StoreError as error:
+                log.debug("cannot campaign", role=self.role, why=str(error))
+                await asyncio.sleep(RETRY_DELAY_S)
+                continue
+            try:
+                await self._lead(term)
+            finally:
+                self.leading = False
+                await asyncio.shield(self._resign(term))
+
+    async def _lead(self, term: Term) -> None:
+        log.info("leading", role=self.role)
+        why = "stopping"
+        try:
+            await self._view.wait_for(term.revision)
+            self.leading = True
+            async with asyncio.TaskGroup() as group:
+                duty = group.create_task(_forever(self._duty(term.fence)))
+                await term.lost.wait()
+                why = "the lease was lost"
+                duty.cancel()
+        except* (store_errors.FenceLost, store_errors.GuardFailed):
+            why = "another replica leads"
+        except* Exception as errors:
+            # A mistake in a controller must not take the replica down with it: resign, and begin afresh.
+            why = "the controller failed"
+            log.error("controller failed", role=self.role, exc_info=errors.exceptions[0])
+            await asyncio.sleep(RETRY_DELAY_S)
+        finally:
+            log.info("no longer leading", role=self.role, why=why)
+
+    async def _resign(self, term: Term) -> None:
+        try:
+            await term.resign()
+        except store_errors.StoreError as error:
+            log.debug("could not resign; the lease will end by itself", role=self.role, why=str(error))
+
+
+async def _forever(duty: Awaitable[None]) -> None:
+    await duty

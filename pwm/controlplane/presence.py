@@ -1,0 +1,117 @@
+"""Who is here: which replicas run, and which of them holds each node's session.
+
+Writing side: a replica announces itself and the sessions it holds, all on one lease; when it dies they go
+with it. When it was cut off for so long that it lost the lease, it announces itself anew and its sessions
+start over. Reading side: the leader asks for each node whether it is connected, or since when it is silent.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+
+import structlog
+
+from pwm.controlplane.clock import Clock
+from pwm.controlplane.core.nodes import Contact
+from pwm.controlplane.store import errors as store_errors
+from pwm.controlplane.store.commits import Guard
+from pwm.controlplane.store.registry import REPLICAS, SESSIONS, Registry
+
+log = structlog.get_logger(__name__)
+
+RETRY_DELAY_S = 0.5
+
+
+class Presence:
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        replica: str,
+        about: Mapping[str, object],
+        clock: Clock,
+        on_lost: Callable[[], None],
+    ) -> None:
+        """`about` is what others may know of this replica; `on_lost`: sessions are no longer announced."""
+        self._registry = registry
+        self._replica = replica
+        self._about = json.dumps(dict(about)).encode()
+        self._clock = clock
+        self._on_lost = on_lost
+        self._connected: dict[str, str] = {}
+        self._silent_since_ms: dict[str, int] = {}
+        # Nodes that were never heard of count as silent since this replica began to listen.
+        self._listening_since_ms = clock.now_ms()
+        self._changed = asyncio.Event()
+        self.replicas: dict[str, dict[str, object]] = {}
+
+    async def run(self) -> None:
+        """Keep the own entry alive and follow everybody's, for ever; cancelling withdraws what was announced."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._stay())
+                group.create_task(self._follow(SESSIONS, self._sessions_are))
+                group.create_task(self._follow(REPLICAS, self._replicas_are))
+        finally:
+            await asyncio.shield(self._registry.close())
+
+    # ---- announcing
+
+    async def announce(self, node: str) -> Guard:
+        """This replica holds the node's session. The guard's mod_revision is the session's epoch."""
+        return await self._registry.put(SESSIONS, node, self._replica.encode())
+
+    async def withdraw(self, node: str, guard: Guard) -> None:
+        """The session is over; a newer one, wherever it is, stays."""
+        try:
+            await self._registry.remove(SESSIONS, node, guard)
+        except store_errors.StoreError as error:
+            log.debug("could not withdraw; the lease will", node=node, why=str(error))
+
+    async def _stay(self) -> None:
+        while True:
+            try:
+                await self._registry.put(REPLICAS, self._replica, self._about)
+                await self._registry.lost()
+            except store_errors.StoreError as error:
+                log.debug("cannot announce this replica", why=str(error))
+                await asyncio.sleep(RETRY_DELAY_S)
+            else:
+                log.warning("presence lost: announcing anew")
+                self._on_lost()
+
+    # ---- listening
+
+    async def _follow(self, section: str, entries_are: Callable[[dict[str, bytes]], None]) -> None:
+        while True:
+            try:
+                async for entries in self._registry.follow(section):
+                    entries_are(entries)
+            except store_errors.StoreError as error:
+                log.debug("the registry is not followed now", section=section, why=str(error))
+                await asyncio.sleep(RETRY_DELAY_S)
+
+    def _replicas_are(self, entries: dict[str, bytes]) -> None:
+        self.replicas = {id: json.loads(value) for id, value in entries.items()}
+
+    def _sessions_are(self, entries: dict[str, bytes]) -> None:
+        now_ms = self._clock.now_ms()
+        for node in self._connected.keys() - entries.keys():
+            self._silent_since_ms[node] = now_ms
+        for node in entries:
+            self._silent_since_ms.pop(node, None)
+        self._connected = {node: value.decode() for node, value in entries.items()}
+        self._changed.set()
+
+    def contact(self, node: str) -> Contact:
+        if node in self._connected:
+            return Contact(connected=True)
+        return Contact(connected=False, silent_since_ms=self._silent_since_ms.get(node, self._listening_since_ms))
+
+    async def wait_for_change(self, *, timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._changed.wait()
+        except TimeoutError:
+            return
+        self._changed.clear()

@@ -1,0 +1,230 @@
+"""Resources as users see them: the stored state, and what follows from other resources.
+
+A workload's phase follows from its containers, a node's use from what is placed on it, GPUs and CPUs from
+their node, binds from everybody's references. Nothing of this is stored. Messages of the view are not
+changed: what is computed goes into copies, and a copy is given again as long as nothing it depends on has
+changed, so that those who encode or compare it need not do it twice.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from pwm import lifecycle
+from pwm.api.v1.common_pb2 import Metadata, Reason, Resources
+from pwm.api.v1.node_pb2 import CPU, GPU, Node, NodeStatus
+from pwm.api.v1.resource_pb2 import Bind, Resource
+from pwm.api.v1.workload_pb2 import Container, Workload
+from pwm.controlplane.clock import Clock
+from pwm.controlplane.core.reconcile import reconcile
+from pwm.controlplane.core.scheduling.cluster import Cluster
+from pwm.controlplane.core.scheduling.explain import explain
+from pwm.controlplane.core.status import workload_status
+from pwm.controlplane.view import View, ViewChange
+
+# kind -> field of Resource that holds it
+RESOURCE_FIELDS = {
+    field.message_type.name: field.name
+    for field in Resource.DESCRIPTOR.oneofs_by_name["resource"].fields
+    if field.message_type
+}
+OBSERVED_KINDS = frozenset({"GPU", "CPU", "Bind", "Event"})
+
+
+class Queries:
+    def __init__(self, *, view: View, cluster: Cluster, clock: Clock) -> None:
+        self._view = view
+        self._cluster = cluster
+        self._clock = clock
+        self._workloads: dict[str, tuple[tuple[object, ...], Workload]] = {}
+        self._nodes: dict[str, tuple[tuple[object, ...], Node]] = {}
+        view.observe(self._forget)
+
+    def _forget(self, change: ViewChange) -> None:
+        if change.after is None:
+            (self._workloads if change.kind == "Workload" else self._nodes).pop(change.uid, None)
+
+    # ---- one resource
+
+    def workload(self, workload: Workload) -> Workload:
+        """`workload` with its computed status."""
+        uid = workload.metadata.uid
+        containers = self._view.containers_of(uid)
+        unreachable = [c.spec.node for c in containers if self._is_unreachable(c)]
+        waiting = self._waiting_reason(workload, containers)
+        key = (workload, *containers, *unreachable, waiting.code, waiting.message)
+        cached = self._workloads.get(uid)
+        if cached is not None and len(cached[0]) == len(key) and all(map(_same, cached[0], key)):
+            return cached[1]
+        shown = Workload()
+        shown.CopyFrom(workload)
+        shown.status.CopyFrom(
+            workload_status(
+                workload, containers, waiting=waiting if waiting.code else None, nodes_unreachable=unreachable
+            )
+        )
+        self._workloads[uid] = (key, shown)
+        return shown
+
+    def _is_unreachable(self, container: Container) -> bool:
+        if container.status.phase in lifecycle.ENDED:
+            return False
+        node = self._view.by_name("Node", container.spec.node)
+        return node is None or node.status.phase in (NodeStatus.NOT_READY, NodeStatus.LOST)
+
+    def _waiting_reason(self, workload: Workload, containers: list[Container]) -> Reason:
+        """Why its next replica cannot be placed now; an empty reason when none waits."""
+        now_ms = self._clock.now_ms()
+        gap = reconcile(workload, containers, now_ms=now_ms)
+        if not any(v.not_before_ms <= now_ms for v in gap.vacancies):
+            return Reason()
+        return explain(self._cluster, workload).reason
+
+    def node(self, node: Node) -> Node:
+        """`node` with what its live containers hold."""
+        uid = node.metadata.uid
+        live = self._live_on(node)
+        used = Resources(
+            cpu_millis=sum(c.spec.resources.cpu_millis for c in live),
+            memory_bytes=sum(c.spec.resources.memory_bytes for c in live),
+            gpus=sum(len(c.spec.gpu_uuids) for c in live),
+        )
+        key = (node, used.cpu_millis, used.memory_bytes, used.gpus, len(live))
+        cached = self._nodes.get(uid)
+        if cached is not None and all(map(_same, cached[0], key)):
+            return cached[1]
+        shown = Node()
+        shown.CopyFrom(node)
+        shown.status.used.CopyFrom(used)
+        shown.status.containers = len(live)
+        self._nodes[uid] = (key, shown)
+        return shown
+
+    def _live_on(self, node: Node) -> list[Container]:
+        return [c for c in self._view.containers_on(node.metadata.name) if c.status.phase in lifecycle.LIVE]
+
+    def present(self, kind: str, state: Any) -> Any:
+        if kind == "Workload":
+            return self.workload(state)
+        if kind == "Node":
+            return self.node(state)
+        return state
+
+    # ---- many
+
+    def all(self, kind: str) -> Iterator[Any]:
+        """Every resource of a kind, as users see it."""
+        match kind:
+            case "GPU":
+                for node in self._view.all("Node"):
+                    yield from self.gpus(node)
+            case "CPU":
+                yield from map(self.cpu, self._view.all("Node"))
+            case "Bind":
+                yield from self.binds()
+            case "Event":
+                yield from self._view.recent_events
+            case _:
+                for state in self._view.all(kind):
+                    yield self.present(kind, state)
+
+    def find(self, kind: str, name: str, group: str) -> Any | None:
+        if kind in OBSERVED_KINDS:
+            return next((r for r in self.all(kind) if r.metadata.name == name), None) if kind != "Event" else None
+        state = self._view.by_name(kind, name, group=group)
+        return self.present(kind, state) if state is not None else None
+
+    def gpus(self, node: Node) -> Iterator[GPU]:
+        holders = {uuid: container for container in self._live_on(node) for uuid in container.spec.gpu_uuids}
+        for device in node.status.inventory.gpus:
+            holder = holders.get(device.uuid)
+            phase = "UNKNOWN" if not device.healthy else "BOOKED" if holder is not None else "FREE"
+            yield GPU(
+                api_version="v1",
+                kind="GPU",
+                metadata=Metadata(name=f"{node.metadata.name}-{device.index}", uid=device.uuid),
+                node=node.metadata.name,
+                device=device,
+                container=f"{holder.metadata.group}/{holder.metadata.name}" if holder is not None else "",
+                phase=phase,
+            )
+
+    def cpu(self, node: Node) -> CPU:
+        inventory = node.status.inventory
+        return CPU(
+            api_version="v1",
+            kind="CPU",
+            metadata=Metadata(name=node.metadata.name),
+            node=node.metadata.name,
+            product_name=inventory.cpu_product,
+            count=inventory.cpu_count,
+            used_millis=sum(c.spec.resources.cpu_millis for c in self._live_on(node)),
+        )
+
+    def binds(self) -> Iterator[Bind]:
+        """Every parent-child relation."""
+        for workload in self._view.all("Workload"):
+            metadata = workload.metadata
+            yield _bind("Group", metadata.group, "Workload", metadata.name, metadata)
+            for mount in workload.spec.volumes:
+                yield _bind(
+                    "Volume", f"{mount.group or metadata.group}/{mount.name}", "Workload", metadata.name, metadata
+                )
+        for volume in self._view.all("Volume"):
+            yield _bind("Storage", volume.spec.storage, "Volume", volume.metadata.name, volume.metadata)
+        for container in self._view.all("Container"):
+            if container.status.phase in lifecycle.ENDED:
+                continue
+            metadata, spec = container.metadata, container.spec
+            yield _bind("Workload", f"{metadata.group}/{spec.workload}", "Container", metadata.name, metadata)
+            yield _bind("Node", spec.node, "Container", metadata.name, metadata)
+            for uuid in spec.gpu_uuids:
+                yield _bind("GPU", uuid, "Container", metadata.name, metadata)
+
+    def affected(self, kind: str, change: ViewChange) -> list[tuple[str, Any | None]]:
+        """Resources of `kind` that a change of the view concerns, as (uid, resource or None when gone)."""
+        if kind == change.kind:
+            return [(change.uid, self.present(kind, change.after) if change.after is not None else None)]
+        if kind == "Event":
+            return [(f"{change.uid}/{change.event.version}", change.event)]
+        if change.kind == "Container":
+            container: Any = change.after or change.before
+            if kind == "Workload":
+                workload = self._view.get("Workload", container.spec.workload_uid)
+                return [(workload.metadata.uid, self.workload(workload))] if workload is not None else []
+            node = self._view.by_name("Node", container.spec.node)
+            return self._of_node(kind, node) if node is not None else []
+        if change.kind == "Node" and change.after is not None:
+            return self._of_node(kind, change.after)
+        return []
+
+    def _of_node(self, kind: str, node: Any) -> list[tuple[str, Any | None]]:
+        match kind:
+            case "Node":
+                return [(node.metadata.uid, self.node(node))]
+            case "GPU":
+                return [(gpu.metadata.uid, gpu) for gpu in self.gpus(node)]
+            case "CPU":
+                return [(node.metadata.uid, self.cpu(node))]
+        return []
+
+
+def wrap(kind: str, message: Any) -> Resource:
+    """A message as a Resource. Its field refers to a copy, as protobuf has no other way."""
+    return Resource(**{RESOURCE_FIELDS[kind]: message})
+
+
+def _same(a: object, b: object) -> bool:
+    return a is b or (isinstance(a, str | int) and a == b)
+
+
+def _bind(parent_kind: str, parent: str, child_kind: str, child: str, metadata: Metadata) -> Bind:
+    return Bind(
+        api_version="v1",
+        kind="Bind",
+        metadata=Metadata(name=f"{parent_kind}:{parent}:{child_kind}:{child}", group=metadata.group),
+        parent_kind=parent_kind,
+        parent=parent,
+        child_kind=child_kind,
+        child=child,
+        since=metadata.created_at,
+    )

@@ -1,0 +1,181 @@
+"""Applying documents: parse, check, decide, append, one result per document.
+
+Documents stand alone: one that is refused changes nothing and the others go on. Workloads next to each
+other are applied at the same time, so that the store can group their commits; any other kind is finished
+before what follows it, because what follows may need it (a group, then a workload in it).
+"""
+
+import asyncio
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import grpc
+from google.protobuf import json_format
+from google.protobuf.struct_pb2 import Struct
+
+from pwm.api.v1.services_pb2 import ApplyRequest, ApplyResponse, ApplyResult, Problem
+from pwm.api.v1.workload_pb2 import Workload
+from pwm.controlplane.auth import Authorizer, Principal
+from pwm.controlplane.clock import Clock
+from pwm.controlplane.commands import Commands, NameInUse
+from pwm.controlplane.core.decide import Change, Refusal, apply_resource, apply_workload
+from pwm.controlplane.core.manifest import Parsed, Refused, parse_document
+from pwm.controlplane.core.scheduling.cluster import Cluster
+from pwm.controlplane.core.scheduling.plan import plan
+from pwm.controlplane.core.scheduling.queue import Waiting
+from pwm.controlplane.errors import ApiError
+from pwm.controlplane.view import View
+
+Outcome = ApplyResult.Outcome
+
+
+class Applier:
+    def __init__(
+        self, *, view: View, commands: Commands, cluster: Cluster, authorizer: Authorizer, clock: Clock
+    ) -> None:
+        self._view = view
+        self._commands = commands
+        self._cluster = cluster
+        self._authorizer = authorizer
+        self._clock = clock
+
+    async def apply(self, request: ApplyRequest, principal: Principal) -> ApplyResponse:
+        group = request.group or principal.default_group
+        parsed = [self._parse(document, group) for document in request.documents]
+        results: list[ApplyResult] = []
+        revision = self._view.revision
+        for together, documents in groupby(_batches(parsed), key=lambda pair: pair[0]):
+            outcomes = await asyncio.gather(
+                *(self._one(document, principal, request.dry_run) for _, document in documents)
+            )
+            assert together is not None
+            results += [result for result, _ in outcomes]
+            revision = max(revision, *(r for _, r in outcomes))
+        return ApplyResponse(results=results, revision=revision)
+
+    def _parse(self, document: Struct, group: str) -> Parsed | ApplyResult:
+        tree = json_format.MessageToDict(document)
+        try:
+            return parse_document(tree, default_group=group)
+        except Refused as error:
+            metadata = tree.get("metadata")
+            metadata = metadata if isinstance(metadata, dict) else {}
+            return ApplyResult(
+                outcome=ApplyResult.REFUSED,
+                kind=str(tree.get("kind") or ""),
+                name=str(metadata.get("name") or ""),
+                group=str(metadata.get("group") or metadata.get("workspace") or group),
+                problems=error.problems,
+            )
+
+    async def _one(self, parsed: Parsed | ApplyResult, principal: Principal, dry_run: bool) -> tuple[ApplyResult, int]:
+        if isinstance(parsed, ApplyResult):
+            return parsed, 0
+        message = parsed.message
+        result = ApplyResult(
+            kind=parsed.kind, name=message.metadata.name, group=message.metadata.group, warnings=parsed.warnings
+        )
+        revision = 0
+        try:
+            self._authorizer.require(principal, verb="apply", kind=parsed.kind, group=message.metadata.group)
+            self._check_references(parsed)
+            revision = await self._append(parsed, principal, result, dry_run)
+        except ApiError as error:
+            if error.code == grpc.StatusCode.UNAVAILABLE:
+                raise
+            _refuse(result, error.message, error.code, error.problems)
+        except Refusal as error:
+            code = grpc.StatusCode.ABORTED if error.conflict else grpc.StatusCode.FAILED_PRECONDITION
+            _refuse(result, str(error), code, (Problem(message=str(error), next_step=error.next_step),))
+        except NameInUse as error:
+            problem = Problem(
+                field="metadata.name",
+                message=f"{error}",
+                next_step=f"choose another name, or delete the {error.holder_kind} {error.name} first",
+            )
+            _refuse(result, str(error), grpc.StatusCode.ALREADY_EXISTS, (problem,))
+        return result, revision
+
+    def _check_references(self, parsed: Parsed) -> None:
+        """What a document names must exist, where starting without it would make no sense."""
+        group = parsed.message.metadata.group
+        if group and self._view.by_name("Group", group) is None:
+            known = ", ".join(sorted(g.metadata.name for g in self._view.all("Group"))) or "none yet"
+            raise ApiError(
+                grpc.StatusCode.NOT_FOUND,
+                f"there is no group {group}",
+                [
+                    Problem(
+                        field="metadata.group",
+                        message=f"there is no group {group}",
+                        next_step=f"use one of {known}, or apply a Group named {group} first",
+                    )
+                ],
+            )
+
+    async def _append(self, parsed: Parsed, principal: Principal, result: ApplyResult, dry_run: bool) -> int:
+        uid = self._clock.new_id()
+
+        def decide() -> Sequence[Change]:
+            wanted: Any = parsed.message
+            metadata = wanted.metadata
+            state = self._view.by_name(parsed.kind, metadata.name, group=metadata.group)
+            if isinstance(wanted, Workload):
+                containers = self._view.containers_of(state.metadata.uid) if state is not None else []
+                outcome, payloads = apply_workload(state, wanted, containers)
+            else:
+                outcome, payloads = apply_resource(state, wanted)
+            result.outcome = outcome
+            result.uid = state.metadata.uid if state is not None else uid
+            return [Change(parsed.kind, result.uid, metadata.name, metadata.group, state, payloads)]
+
+        if dry_run:
+            decide()
+            self._predict(parsed, result)
+            return 0
+        return (await self._commands.run(decide, actor=principal.actor)).revision
+
+    def _predict(self, parsed: Parsed, result: ApplyResult) -> None:
+        if not isinstance(parsed.message, Workload) or result.outcome == ApplyResult.UNCHANGED:
+            return
+        now_ms = self._clock.now_ms()
+        waiting = Waiting(workload=parsed.message, replica=0, attempt=1, since_ms=now_ms)
+        planned = plan(self._cluster, [waiting], now_ms=now_ms, seed=0)
+        if planned.placements:
+            result.prediction = f"would start now on node {planned.placements[0].node}"
+        else:
+            explanation = next(iter(planned.refusals.values()))
+            result.prediction = f"would wait: {explanation.reason.message}"
+
+
+def _batches(parsed: Sequence[Parsed | ApplyResult]) -> list[tuple[int, Parsed | ApplyResult]]:
+    """Each document with the number of the batch it may be applied in."""
+    batches: list[tuple[int, Parsed | ApplyResult]] = []
+    number = 0
+    seen: set[tuple[str, str]] = set()
+    for document in parsed:
+        alone = not (isinstance(document, ApplyResult) or document.kind == "Workload")
+        name = ("", "") if isinstance(document, ApplyResult) else _name(document)
+        if alone or (name in seen and any(name)):
+            number += 1
+            seen.clear()
+        seen.add(name)
+        batches.append((number, document))
+        if alone:
+            number += 1
+            seen.clear()
+    return batches
+
+
+def _name(parsed: Parsed) -> tuple[str, str]:
+    return parsed.message.metadata.group, parsed.message.metadata.name
+
+
+def _refuse(result: ApplyResult, message: str, code: grpc.StatusCode, problems: Sequence[Problem]) -> None:
+    result.outcome = ApplyResult.REFUSED
+    number = code.value[0]
+    for problem in problems or (Problem(message=message),):
+        added = result.problems.add()
+        added.CopyFrom(problem)
+        added.code = added.code or number

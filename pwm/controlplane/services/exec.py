@@ -1,0 +1,89 @@
+"""`pwm shell`: a command in a running container, its bytes passed between the caller and the agent."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+
+from pwm.api.v1 import services_pb2 as api
+from pwm.api.v1.agent_pb2 import OpenStream, RelayError, RelayResponse, StartExec
+from pwm.api.v1.workload_pb2 import Container, ContainerStatus, Workload
+from pwm.controlplane.agentlink import AgentLink, AgentRefused, AgentUnreachable, RelayStream
+from pwm.controlplane.auth import Authorizer
+from pwm.controlplane.context import CallContext
+from pwm.controlplane.errors import ApiError, invalid, not_found, unavailable
+from pwm.controlplane.view import View
+
+_FIND_SHELL = "for s in bash zsh ash; do command -v $s >/dev/null 2>&1 && exec $s; done; exec sh"
+
+
+class ExecBridge:
+    def __init__(self, *, view: View, agents: AgentLink, authorizer: Authorizer) -> None:
+        self._view = view
+        self._agents = agents
+        self._authorizer = authorizer
+
+    async def run(
+        self, requests: AsyncIterator[api.ExecRequest], context: CallContext
+    ) -> AsyncIterator[api.ExecResponse]:
+        first = await anext(requests, None)
+        if first is None or first.WhichOneof("message") != "start":
+            raise invalid("the first message of a shell is `start`")
+        start = first.start
+        group = start.group or context.principal.default_group
+        self._authorizer.require(context.principal, verb="shell", kind="Workload", group=group)
+        container = self._container(start, group)
+        question = StartExec(
+            container_uid=container.metadata.uid,
+            cmd=list(start.cmd) or ["sh", "-c", _FIND_SHELL],
+            tty=start.tty,
+            stdin=start.stdin,
+        )
+        if start.HasField("size"):
+            question.size.CopyFrom(start.size)
+        try:
+            async with self._agents.open(container.spec.node, OpenStream(exec=question)) as stream:
+                pump = asyncio.ensure_future(_pump(requests, stream))
+                try:
+                    async for frame in stream:
+                        yield api.ExecResponse(output=frame.exec)
+                finally:
+                    pump.cancel()
+                    await asyncio.gather(pump, return_exceptions=True)
+        except AgentUnreachable as error:
+            raise unavailable(f"{container.metadata.name} cannot be reached: {error}") from error
+        except AgentRefused as error:
+            code = (
+                grpc.StatusCode.FAILED_PRECONDITION
+                if error.code == RelayError.NOT_RUNNING
+                else grpc.StatusCode.NOT_FOUND
+            )
+            raise ApiError(code, str(error)) from error
+
+    def _container(self, start: api.ExecStart, group: str) -> Container:
+        workload: Workload | None = self._view.by_name("Workload", start.name, group=group)
+        if workload is None:
+            raise not_found(
+                f"there is no workload {start.name} in group {group}", next_step="pwm get wk -A lists what there is"
+            )
+        running = [
+            c
+            for c in self._view.containers_of(workload.metadata.uid)
+            if c.status.phase == ContainerStatus.RUNNING
+            and (not start.HasField("replica") or c.spec.replica == start.replica)
+        ]
+        if not running:
+            which = f"replica {start.replica} of " if start.HasField("replica") else ""
+            raise ApiError(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"{which}workload {start.name} is not running",
+                next_step=f"pwm why wk {start.name} says why",
+            )
+        return running[0]
+
+
+async def _pump(requests: AsyncIterator[api.ExecRequest], stream: RelayStream) -> None:
+    """The caller's bytes and window sizes to the agent, until the caller is done."""
+    async for request in requests:
+        if request.WhichOneof("message") == "input":
+            await stream.send(RelayResponse(exec=request.input))

@@ -1,0 +1,275 @@
+"""Apply, get, list, watch and delete, for every kind."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from pwm.api.v1 import events_pb2 as ev
+from pwm.api.v1 import services_pb2 as api
+from pwm.api.v1.common_pb2 import Reason
+from pwm.controlplane.auth import Authorizer, Principal, canonical_kind
+from pwm.controlplane.clock import Clock
+from pwm.controlplane.commands import GROUPED_KINDS, Commands, timestamp
+from pwm.controlplane.context import CallContext
+from pwm.controlplane.core.authz import CLUSTER_KINDS
+from pwm.controlplane.core.decide import Change, Refusal, change, delete_workload
+from pwm.controlplane.core.selectors import SelectorError, parse_selector
+from pwm.controlplane.errors import ApiError, conflict, invalid, not_found
+from pwm.controlplane.queries import OBSERVED_KINDS, Queries, wrap
+from pwm.controlplane.services.applying import Applier
+from pwm.controlplane.services.tables import Table, render
+from pwm.controlplane.view import Resync, View
+
+# How long a read waits for the revision it asked for.
+MIN_REVISION_TIMEOUT_S = 5.0
+# Silence after which a watch shows that it is alive.
+WATCH_BEAT_S = 15.0
+
+_TEXT_FORMATS = (api.TABLE, api.WIDE, api.NAME)
+Filter = Callable[[Any], bool]
+
+
+class ResourceService:
+    def __init__(
+        self,
+        *,
+        view: View,
+        queries: Queries,
+        commands: Commands,
+        applier: Applier,
+        authorizer: Authorizer,
+        clock: Clock,
+        stale_since_ms: Callable[[], int],
+    ) -> None:
+        self._view = view
+        self._queries = queries
+        self._commands = commands
+        self._applier = applier
+        self._authorizer = authorizer
+        self._clock = clock
+        self._stale_since_ms = stale_since_ms
+
+    async def Apply(self, request: api.ApplyRequest, context: CallContext) -> api.ApplyResponse:
+        return await self._applier.apply(request, context.principal)
+
+    async def Get(self, request: api.GetRequest, context: CallContext) -> api.GetResponse:
+        await self._reach(request.min_revision)
+        kind = canonical_kind(request.kind)
+        group = "" if kind in CLUSTER_KINDS else request.group or context.principal.default_group
+        found = self._find(kind, request.name, group)
+        return api.GetResponse(
+            resource=wrap(kind, found), revision=self._view.revision, stale_since=self._stale_since()
+        )
+
+    def _find(self, kind: str, name: str, group: str) -> Any:
+        found = self._queries.find(kind, name, group)
+        if found is None:
+            where = f" in group {group}" if group else ""
+            raise not_found(
+                f"there is no {kind} {name}{where}",
+                next_step=f"pwm get {kind.lower()}{' -A' if group else ''} lists what there is",
+            )
+        return found
+
+    async def List(self, request: api.ListRequest, context: CallContext) -> api.ListResponse:
+        await self._reach(request.min_revision)
+        kind = canonical_kind(request.kind)
+        wanted = self._filter(kind, request, context.principal)
+        items = [item for item in self._queries.all(kind) if wanted(item)]
+        if kind != "Event":
+            items.sort(key=lambda item: (item.metadata.group, _natural(item.metadata.name)))
+        if request.names:
+            self._all_there(kind, request, items)
+        answer = api.ListResponse(revision=self._view.revision, count=len(items), stale_since=self._stale_since())
+        if request.format in _TEXT_FORMATS:
+            answer.text = render(
+                kind, items, format=request.format, now_ms=self._clock.now_ms(), with_group=request.all_groups
+            )
+        else:
+            answer.items.extend(wrap(kind, item) for item in items)
+        return answer
+
+    def _all_there(self, kind: str, request: api.ListRequest, items: Sequence[Any]) -> None:
+        missing = set(request.names) - {item.metadata.name for item in items}
+        if missing:
+            raise not_found(
+                f"there is no {kind} {', '.join(sorted(missing))}",
+                next_step=f"pwm get {kind.lower()} lists what there is",
+            )
+
+    async def Watch(self, request: api.WatchRequest, context: CallContext) -> AsyncIterator[api.WatchResponse]:
+        await self._reach(request.min_revision)
+        kind = canonical_kind(request.kind)
+        wanted = self._filter(kind, request, context.principal)
+        table = Table(kind, request.format, request.all_groups) if request.format in _TEXT_FORMATS else None
+        sent: dict[str, Any] = {}
+        with self._view.subscribe() as subscription:
+            while True:
+                for answer in self._snapshot(kind, wanted, sent, table):
+                    yield answer
+                try:
+                    while True:
+                        try:
+                            async with asyncio.timeout(WATCH_BEAT_S):
+                                changes = await subscription.batch()
+                        except TimeoutError:
+                            yield api.WatchResponse(type=api.WatchResponse.BEAT, revision=self._view.revision)
+                            continue
+                        affected: dict[str, Any] = {}
+                        for seen in changes:
+                            affected.update(self._queries.affected(kind, seen))
+                        for uid, item in affected.items():
+                            visible = item if item is not None and wanted(item) else None
+                            if (response := self._difference(kind, uid, visible, sent, table)) is not None:
+                                yield response
+                except Resync:
+                    await self._view.wait_for(0)
+
+    def _snapshot(
+        self, kind: str, wanted: Filter, sent: dict[str, Any], table: Table | None
+    ) -> list[api.WatchResponse]:
+        items = {_uid(item): item for item in self._queries.all(kind) if wanted(item)}
+        if kind != "Event":
+            items = dict(sorted(items.items(), key=lambda p: (p[1].metadata.group, _natural(p[1].metadata.name))))
+        if table is not None:
+            table.measure(items.values(), now_ms=self._clock.now_ms())
+        gone = [uid for uid in sent if uid not in items]
+        responses = [self._difference(kind, uid, items.get(uid), sent, table) for uid in [*gone, *items]]
+        synced = api.WatchResponse(type=api.WatchResponse.SYNCED, revision=self._view.revision)
+        return [*(r for r in responses if r is not None), synced]
+
+    def _difference(
+        self, kind: str, uid: str, item: Any | None, sent: dict[str, Any], table: Table | None
+    ) -> api.WatchResponse | None:
+        before = sent.get(uid)
+        if item is None:
+            if before is None:
+                return None
+            del sent[uid]
+            type_, item = api.WatchResponse.DELETED, before
+        elif before is None:
+            sent[uid] = item
+            type_ = api.WatchResponse.ADDED
+        elif before is item or before == item:
+            return None
+        else:
+            sent[uid] = item
+            type_ = api.WatchResponse.MODIFIED
+        response = api.WatchResponse(type=type_, revision=self._view.revision)
+        if table is None:
+            response.resource.CopyFrom(wrap(kind, item))
+        else:
+            response.text = table.row(item, now_ms=self._clock.now_ms(), gone=type_ == api.WatchResponse.DELETED)
+        return response
+
+    async def Delete(self, request: api.DeleteRequest, context: CallContext) -> api.DeleteResponse:
+        kind = canonical_kind(request.kind)
+        if kind in OBSERVED_KINDS or kind == "Container":
+            raise invalid(f"a {kind} is observed, it cannot be deleted", next_step="delete the workload it belongs to")
+        group = "" if kind in CLUSTER_KINDS else request.group or context.principal.default_group
+        cascade: list[str] = []
+
+        def decide() -> list[Change]:
+            state: Any = self._view.by_name(kind, request.name, group=group)
+            if state is None:
+                self._find(kind, request.name, group)
+            cascade.clear()
+            if kind == "Workload":
+                containers = self._view.containers_of(state.metadata.uid)
+                cascade.extend(f"Container {c.metadata.group}/{c.metadata.name}" for c in containers)
+                return [change(state, *delete_workload(state, containers))]
+            self._check_unused(kind, state)
+            return [change(state, ev.Removed(reason=Reason(code=Reason.DELETED_BY_USER)))]
+
+        try:
+            outcome = await self._commands.run(decide, actor=context.principal.actor)
+        except Refusal as error:
+            raise conflict(str(error), next_step=error.next_step) from error
+        return api.DeleteResponse(cascade=cascade, revision=outcome.revision)
+
+    def _check_unused(self, kind: str, state: Any) -> None:
+        """Deleting must not pull the ground from under what is there."""
+        name, users = state.metadata.name, []
+        if kind == "Group":
+            users = [
+                f"{k} {s.metadata.name}" for k in GROUPED_KINDS for s in self._view.all(k) if s.metadata.group == name
+            ]
+        elif kind == "Node":
+            users = [
+                f"Container {c.metadata.group}/{c.metadata.name}"
+                for c in self._view.containers_on(name)
+                if c.status.phase < c.status.EXITED
+            ]
+        elif kind == "Storage":
+            users = [
+                f"Volume {v.metadata.group}/{v.metadata.name}"
+                for v in self._view.all("Volume")
+                if v.spec.storage == name
+            ]
+        elif kind == "Role":
+            users = [
+                f"User {u.metadata.name}" for u in self._view.all("User") if any(m.role == name for m in u.spec.groups)
+            ]
+        if users:
+            shown = ", ".join(users[:5]) + (f" and {len(users) - 5} more" if len(users) > 5 else "")
+            raise ApiError(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"{kind} {name} is in use by {shown}",
+                next_step="delete or move those first",
+            )
+
+    # ---- shared
+
+    def _filter(self, kind: str, request: Any, principal: Principal) -> Filter:
+        try:
+            selector = parse_selector(request.selector)
+        except SelectorError as error:
+            raise invalid(str(error)) from error
+        grouped = kind not in CLUSTER_KINDS
+        group = request.group or principal.default_group
+        names = frozenset(request.names)
+
+        def wanted(item: Any) -> bool:
+            metadata = item if kind == "Event" else item.metadata
+            if grouped and not request.all_groups and metadata.group != group:
+                return False
+            if grouped and request.all_groups and not self._may_see(principal, kind, metadata.group):
+                return False
+            if names and metadata.name not in names:
+                return False
+            if request.workload and kind == "Container" and item.spec.workload != request.workload:
+                return False
+            if request.zone and hasattr(item, "spec") and getattr(item.spec, "zone", "") not in (request.zone, ""):
+                return False
+            return kind == "Event" or not request.selector or selector(metadata.labels)
+
+        return wanted
+
+    def _may_see(self, principal: Principal, kind: str, group: str) -> bool:
+        return self._authorizer.may(principal, verb="get", kind=kind, group=group)
+
+    def _stale_since(self) -> Timestamp | None:
+        since = self._stale_since_ms()
+        return timestamp(since) if since else None
+
+    async def _reach(self, revision: int) -> None:
+        try:
+            await self._view.wait_for(revision, timeout_s=MIN_REVISION_TIMEOUT_S)
+        except TimeoutError as error:
+            raise ApiError(
+                grpc.StatusCode.UNAVAILABLE,
+                f"this replica has not seen revision {revision} yet",
+                next_step="try again, or ask another replica",
+            ) from error
+
+
+def _uid(item: Any) -> str:
+    return f"{item.uid}/{item.version}" if isinstance(item, ev.Event) else item.metadata.uid or item.metadata.name
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sort key that puts a.2 before a.10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.replace("-", ".").split(".")]

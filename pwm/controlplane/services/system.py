@@ -1,0 +1,18 @@
+"""Version and identity."""
+
+from pwm.api.v1 import services_pb2 as api
+from pwm.controlplane.context import CallContext
+from pwm.version import API_VERSION, OLDEST_CLIENT, VERSION
+
+
+class SystemService:
+    async def GetVersion(self, request: api.GetVersionRequest, context: CallContext) -> api.GetVersionResponse:
+        return api.GetVersionResponse(version=VERSION, api_version=API_VERSION, oldest_client=OLDEST_CLIENT)
+
+    async def WhoAmI(self, request: api.WhoAmIRequest, context: CallContext) -> api.WhoAmIResponse:
+        principal = context.principal
+        return api.WhoAmIResponse(
+            user=principal.name,
+            default_group=principal.default_group,
+            groups=[membership.name for membership in principal.user.spec.groups],
+        )

@@ -1,0 +1,181 @@
+"""Commands on workloads, and questions about one: stop, scale, restart, why, inspect, processes."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf import json_format
+from google.protobuf.struct_pb2 import Struct
+
+from pwm import lifecycle
+from pwm.api.v1 import services_pb2 as api
+from pwm.api.v1.agent_pb2 import InspectContainer, ListProcesses, OpenStream
+from pwm.api.v1.workload_pb2 import Container, ContainerStatus, Workload
+from pwm.controlplane.agentlink import AgentLink, AgentRefused, AgentUnreachable
+from pwm.controlplane.commands import Commands
+from pwm.controlplane.context import CallContext
+from pwm.controlplane.core.decide import (
+    Payload,
+    Refusal,
+    change,
+    restart_workload,
+    scale_workload,
+    stop_workload,
+)
+from pwm.controlplane.errors import ApiError, conflict, invalid, not_found
+from pwm.controlplane.services.exec import ExecBridge
+from pwm.controlplane.services.explaining import Explainer
+from pwm.controlplane.services.logs import LogReader
+from pwm.controlplane.view import View
+
+Answer = TypeVar("Answer")
+
+# As in a manifest: an array of 10,000 replicas is one commit.
+MAX_REPLICAS = 10_000
+
+
+class WorkloadService:
+    def __init__(
+        self,
+        *,
+        view: View,
+        commands: Commands,
+        agents: AgentLink,
+        explainer: Explainer,
+        logs: LogReader,
+        bridge: ExecBridge,
+    ) -> None:
+        self._view = view
+        self._commands = commands
+        self._agents = agents
+        self._explainer = explainer
+        self._logs = logs
+        self._bridge = bridge
+
+    # ---- commands
+
+    async def Stop(self, request: api.StopRequest, context: CallContext) -> api.StopResponse:
+        revision, changed = await self._change(request, context, stop_workload)
+        return api.StopResponse(revision=revision, changed=changed)
+
+    async def Scale(self, request: api.ScaleRequest, context: CallContext) -> api.ScaleResponse:
+        if not 0 <= request.count <= MAX_REPLICAS:
+            raise invalid(f"{request.count} replicas are not possible", next_step=f"choose 0 to {MAX_REPLICAS:,}")
+        revision, changed = await self._change(request, context, lambda w: scale_workload(w, request.count))
+        return api.ScaleResponse(revision=revision, changed=changed)
+
+    async def Restart(self, request: api.RestartRequest, context: CallContext) -> api.RestartResponse:
+        revision, _ = await self._change(
+            request, context, lambda w: restart_workload(w, self._view.containers_of(w.metadata.uid))
+        )
+        return api.RestartResponse(revision=revision)
+
+    async def _change(
+        self, request: Any, context: CallContext, decide: Callable[[Workload], tuple[Payload, ...]]
+    ) -> tuple[int, bool]:
+        try:
+            outcome = await self._commands.run(
+                lambda: [change(w := self._find(request, context), *decide(w))], actor=context.principal.actor
+            )
+        except Refusal as error:
+            raise conflict(str(error), next_step=error.next_step) from error
+        return outcome.revision, bool(outcome.changes)
+
+    def _find(self, request: Any, context: CallContext) -> Workload:
+        return find_workload(self._view, request.name, request.group or context.principal.default_group)
+
+    # ---- questions
+
+    async def Why(self, request: api.WhyRequest, context: CallContext) -> api.WhyResponse:
+        return self._explainer.why(self._find(request, context))
+
+    async def Inspect(self, request: api.InspectRequest, context: CallContext) -> api.InspectResponse:
+        workload = self._find(request, context)
+        containers = latest_containers(self._view, workload, request.replica if request.HasField("replica") else None)
+
+        async def one(container: Container) -> api.ContainerInspection:
+            answer = api.ContainerInspection(container=container.metadata.name, node=container.spec.node)
+            question = OpenStream(inspect=InspectContainer(container_uid=container.metadata.uid))
+            document, answer.error = await self._ask(container, question)
+            if document is not None:
+                answer.document.CopyFrom(json_format.ParseDict(document, Struct()))
+            return answer
+
+        return api.InspectResponse(containers=await _gather(one, containers))
+
+    async def Processes(self, request: api.ProcessesRequest, context: CallContext) -> api.ProcessesResponse:
+        workload = self._find(request, context)
+        running = [
+            c for c in latest_containers(self._view, workload, None) if c.status.phase == ContainerStatus.RUNNING
+        ]
+
+        async def one(container: Container) -> api.ProcessList:
+            answer = api.ProcessList(container=container.metadata.name, node=container.spec.node)
+            question = OpenStream(processes=ListProcesses(container_uid=container.metadata.uid))
+            found, answer.error = await self._ask(container, question)
+            if found is not None:
+                answer.titles.extend(found["titles"])
+                answer.rows.extend(api.ProcessRow(cells=row) for row in found["rows"])
+            return answer
+
+        return api.ProcessesResponse(containers=await _gather(one, running))
+
+    async def _ask(self, container: Container, question: OpenStream) -> tuple[Any | None, str]:
+        """The agent's JSON answer, or why there is none."""
+        try:
+            async with self._agents.open(container.spec.node, question) as stream:
+                async for frame in stream:
+                    return json.loads(frame.answer), ""
+            return None, "the agent gave no answer"
+        except (AgentUnreachable, AgentRefused) as error:
+            return None, str(error)
+
+    # ---- streams
+
+    def Logs(self, request: api.LogsRequest, context: CallContext) -> Any:
+        return self._logs.read(self._find(request, context), request)
+
+    def Exec(self, requests: Any, context: CallContext) -> Any:
+        return self._bridge.run(requests, context)
+
+
+def find_workload(view: View, name: str, group: str) -> Workload:
+    """Raises ApiError NOT_FOUND."""
+    workload: Workload | None = view.by_name("Workload", name, group=group)
+    if workload is None:
+        raise not_found(
+            f"there is no workload {name} in group {group}",
+            next_step="pwm get wk -A lists what there is; -g GROUP names a group",
+        )
+    return workload
+
+
+def latest_containers(view: View, workload: Workload, replica: int | None) -> list[Container]:
+    """The last attempt of each replica (or of one), lowest replica first.
+
+    Raises ApiError NOT_FOUND when the replica has no container, FAILED_PRECONDITION when none has.
+    """
+    latest: dict[int, Container] = {}
+    for container in view.containers_of(workload.metadata.uid):
+        latest[container.spec.replica] = container
+    name = workload.metadata.name
+    if replica is not None:
+        if replica not in latest:
+            raise not_found(
+                f"replica {replica} of workload {name} has no container", next_step=f"pwm why wk {name} says why"
+            )
+        return [latest[replica]]
+    if not latest:
+        raise ApiError(
+            grpc.StatusCode.FAILED_PRECONDITION,
+            f"workload {name} has no container yet",
+            next_step=f"pwm why wk {name} says what it waits for",
+        )
+    live = [c for c in latest.values() if c.status.phase in lifecycle.LIVE]
+    return live or list(latest.values())
+
+
+async def _gather(one: Callable[[Container], Awaitable[Answer]], containers: list[Container]) -> list[Answer]:
+    return list(await asyncio.gather(*(one(c) for c in containers)))

@@ -1,0 +1,265 @@
+"""The view: every resource in memory, as the fold of the log up to one revision.
+
+Each replica keeps the same view: it starts from the heads at a revision and follows the log from there,
+one event at a time (`apply`). Reads, decisions and plans all work on it; nobody changes it but the
+follower task in `app`. Messages in it are never changed in place: an event makes a new one. So a reader
+may keep what it got, and two readers at the same revision see the same.
+
+Two ways to hear of changes. *Observers* are called in step with the fold, for state that must be exactly as
+new as the view (scheduling's accounting, indexes). *Subscriptions* are bounded queues for tasks: a
+slow one is told to start over (`Resync`) instead of holding up the rest or growing for ever.
+"""
+
+import asyncio
+import bisect
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from pwm.api.v1.events_pb2 import Event
+from pwm.api.v1.workload_pb2 import Container
+from pwm.controlplane.core.evolve import STATE_TYPES, State, evolve
+
+# Changes a subscriber may lag behind before it is told to start over.
+SUBSCRIPTION_LIMIT = 10_000
+# Newest events kept for `pwm events`; older ones are read from the store.
+RECENT_EVENTS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A resource and the revision of its last change."""
+
+    state: State
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class ViewChange:
+    kind: str
+    uid: str
+    before: State | None
+    # None: the resource was removed.
+    after: State | None
+    event: Event
+    revision: int
+
+
+class Resync(Exception):
+    """A subscriber fell too far behind, or the view was rebuilt: read everything again, then follow."""
+
+
+Observer = Callable[[ViewChange], None]
+
+
+class View:
+    def __init__(self) -> None:
+        self.revision = 0
+        self.synced = False
+        self.recent_events: deque[Event] = deque(maxlen=RECENT_EVENTS)
+        self._kinds: dict[str, dict[str, Entry]] = {kind: {} for kind in STATE_TYPES}
+        self._names: dict[tuple[str, str, str], str] = {}
+        self._by_workload: defaultdict[str, dict[str, Container]] = defaultdict(dict)
+        self._by_node: defaultdict[str, dict[str, Container]] = defaultdict(dict)
+        self._observers: list[Observer] = []
+        self._subscriptions: list[Subscription] = []
+        self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._waiter_count = 0
+
+    # ---- reading
+
+    def get(self, kind: str, uid: str) -> Any | None:
+        """The resource's message, or None."""
+        entry = self._kinds[kind].get(uid)
+        return entry.state if entry else None
+
+    def entry(self, kind: str, uid: str) -> Entry | None:
+        return self._kinds[kind].get(uid)
+
+    def by_name(self, kind: str, name: str, *, group: str = "") -> Any | None:
+        uid = self._names.get((kind, group, name))
+        return self.get(kind, uid) if uid else None
+
+    def all(self, kind: str) -> Iterator[Any]:
+        return (entry.state for entry in self._kinds[kind].values())
+
+    def count(self, kind: str) -> int:
+        return len(self._kinds[kind])
+
+    @property
+    def streams(self) -> int:
+        return sum(len(entries) for entries in self._kinds.values())
+
+    def containers_of(self, workload_uid: str) -> list[Container]:
+        """Containers of a workload, by replica and attempt."""
+        found = self._by_workload.get(workload_uid)
+        return sorted(found.values(), key=lambda c: (c.spec.replica, c.spec.attempt)) if found else []
+
+    def containers_on(self, node: str) -> list[Container]:
+        found = self._by_node.get(node)
+        return list(found.values()) if found else []
+
+    def workload_uids_with_containers(self) -> list[str]:
+        return list(self._by_workload)
+
+    # ---- writing: the follower only
+
+    def load(self, kind: str, uid: str, *, state: bytes, revision: int) -> None:
+        """One head, at bootstrap."""
+        message = STATE_TYPES[kind].FromString(state)
+        self._kinds[kind][uid] = Entry(message, revision)
+        self._index(kind, uid, None, message)
+
+    def clear(self) -> None:
+        """Forget everything before a rebuild; who follows is told to start over."""
+        for entries in self._kinds.values():
+            entries.clear()
+        self._names.clear()
+        self._by_workload.clear()
+        self._by_node.clear()
+        self.recent_events.clear()
+        self.synced = False
+        for subscription in list(self._subscriptions):
+            subscription.resync()
+
+    def loaded(self, revision: int) -> None:
+        """All heads of `revision` are in: the view may be read."""
+        self.revision = revision
+        self.synced = True
+        self._wake()
+
+    def apply(self, event: Event, revision: int) -> None:
+        """Fold one event, in cluster order. An event that the heads already held is passed over."""
+        entries = self._kinds.get(event.kind)
+        if entries is None:
+            return
+        entry = entries.get(event.uid)
+        before = entry.state if entry else None
+        if before is not None and event.version <= before.metadata.version:
+            return
+        expected = before.metadata.version + 1 if before is not None else 1
+        if event.version != expected and not (before is None and event.WhichOneof("payload") == "removed"):
+            raise OutOfStep(f"{event.kind}/{event.uid}: version {event.version} after {expected - 1}")
+        removed = event.WhichOneof("payload") == "removed"
+        after = None if removed else evolve(before, event)
+        if after is None:
+            entries.pop(event.uid, None)
+        else:
+            entries[event.uid] = Entry(after, revision)
+        self._index(event.kind, event.uid, before, after)
+        event.revision = revision
+        self.recent_events.append(event)
+        change = ViewChange(event.kind, event.uid, before, after, event, revision)
+        for observer in self._observers:
+            observer(change)
+        for subscription in self._subscriptions:
+            subscription.offer(change)
+
+    def advance(self, revision: int) -> None:
+        """Everything up to `revision` has been folded."""
+        if revision > self.revision:
+            self.revision = revision
+            self._wake()
+
+    def _index(self, kind: str, uid: str, before: State | None, after: State | None) -> None:
+        state = after if after is not None else before
+        if state is None:
+            return
+        key = (kind, state.metadata.group, state.metadata.name)
+        if after is None:
+            if self._names.get(key) == uid:
+                del self._names[key]
+        else:
+            self._names[key] = uid
+        if isinstance(state, Container):
+            for index, name in ((self._by_workload, state.spec.workload_uid), (self._by_node, state.spec.node)):
+                if isinstance(after, Container):
+                    index[name][uid] = after
+                else:
+                    index[name].pop(uid, None)
+                    if not index[name]:
+                        del index[name]
+
+    # ---- following
+
+    def observe(self, observer: Observer) -> None:
+        self._observers.append(observer)
+
+    @contextmanager
+    def subscribe(self) -> "Iterator[Subscription]":
+        """Changes from now on; read the view right after entering and nothing is missed."""
+        subscription = Subscription()
+        self._subscriptions.append(subscription)
+        try:
+            yield subscription
+        finally:
+            self._subscriptions.remove(subscription)
+
+    async def wait_for(self, revision: int, *, timeout_s: float | None = None) -> None:
+        """Until the view has folded `revision`. Raises TimeoutError."""
+        if self.revision >= revision and self.synced:
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiter_count += 1
+        item = (revision, self._waiter_count, future)
+        bisect.insort(self._waiters, item)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await future
+        finally:
+            if item in self._waiters:
+                self._waiters.remove(item)
+
+    def _wake(self) -> None:
+        if not self.synced:
+            return
+        while self._waiters and self._waiters[0][0] <= self.revision:
+            future = self._waiters.pop(0)[2]
+            if not future.done():
+                future.set_result(None)
+
+
+class OutOfStep(Exception):
+    """An event does not follow the state that the view holds: the view must be rebuilt."""
+
+
+class Subscription:
+    """A bounded queue of changes; iterate it, or take what waits as one batch."""
+
+    def __init__(self) -> None:
+        self._queue: deque[ViewChange] = deque()
+        self._ready = asyncio.Event()
+        self._lost = False
+
+    def offer(self, change: ViewChange) -> None:
+        if len(self._queue) >= SUBSCRIPTION_LIMIT:
+            self.resync()
+        elif not self._lost:
+            self._queue.append(change)
+            self._ready.set()
+
+    def resync(self) -> None:
+        self._queue.clear()
+        self._lost = True
+        self._ready.set()
+
+    async def batch(self) -> list[ViewChange]:
+        """Everything that waits, at least one change. Raises Resync."""
+        await self._ready.wait()
+        self._ready.clear()
+        if self._lost:
+            self._lost = False
+            raise Resync
+        changes = list(self._queue)
+        self._queue.clear()
+        return changes
+
+    def waiting(self) -> Iterable[ViewChange]:
+        return tuple(self._queue)
+
+    async def __aiter__(self) -> AsyncIterator[ViewChange]:
+        while True:
+            for change in await self.batch():
+                yield change
