@@ -15,7 +15,7 @@ import json
 import time
 
 from pwm.cli.errors import CliError, NoServerError, ServerError, server_error
-from pwm.cli.http1 import Broken, Connection, Response, Server, TransportError, Unreachable
+from pwm.cli.http1 import Broken, Connection, NoAnswer, Response, Server, TransportError, Unreachable
 from pwm.version import VERSION
 
 TYPE_CHECKING = False
@@ -80,10 +80,20 @@ class Client:
         return document
 
     def stream(
-        self, path: str, *, query: dict[str, Any] | None = None, timeout_s: float | None = STREAM_TIMEOUT_S
+        self,
+        path: str,
+        *,
+        query: dict[str, Any] | None = None,
+        timeout_s: float | None = STREAM_TIMEOUT_S,
+        deadline: float | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """Results of a stream as they come. Ends with the stream; raises `Broken` when it is cut."""
+        """Results of a stream as they come, and its end.
+
+        Raises `Broken` when it is cut, `DeadlinePassed` when the deadline (monotonic) comes while it waits.
+        """
         response = self.raw(path, query=query, accept=JSON_LINES, timeout_s=timeout_s)
+        if self._connection is not None:
+            self._connection.deadline = deadline
         try:
             for line in response.lines():
                 if not line:
@@ -129,35 +139,52 @@ class Client:
                 response = self._open(method, target, headers, body, timeout_s)
                 return response, response.read()
             except Broken as error:
-                self._drop()
-                failures = [(self._servers[0], str(error))]
+                server = self._connection.server if self._connection else self._servers[0]
+                self.close()
+                failures = [(server, str(error))]
+                if isinstance(error, NoAnswer):
+                    break
         raise self._nobody(failures)
 
     def _open(
         self, method: str, target: str, headers: dict[str, str], body: bytes, timeout_s: float | None
     ) -> Response:
+        """The answer's head from the first server that can answer; the body is still to be read."""
         failures: list[tuple[Server, str]] = []
         unavailable: ServerError | None = None
         broken: Broken | None = None
         for server in self._in_turn():
             try:
-                connection = self._connection_to(server)
-                response = connection.request(method, target, headers=headers, body=body, timeout_s=timeout_s)
+                response = self._exchange(server, method, target, headers, body, timeout_s)
+                if response.status not in (502, 503):
+                    self._compare_versions(response.headers)
+                    return response
+                unavailable = server_error(_decode(response.read(), response.status), http_status=response.status)
             except TransportError as error:
-                self._drop()
                 failures.append((server, str(error)))
                 broken = error if isinstance(error, Broken) else broken
-                continue
-            if response.status not in (502, 503):
-                self._compare_versions(response.headers)
-                return response
-            unavailable = server_error(_decode(response.read(), response.status), http_status=response.status)
-            self._drop()
+            self.close()
         if unavailable is not None:
             raise unavailable
         if broken is not None:
             raise broken
         raise self._nobody(failures)
+
+    def _exchange(
+        self, server: Server, method: str, target: str, headers: dict[str, str], body: bytes, timeout_s: float | None
+    ) -> Response:
+        """One request to one server. A kept connection may have been closed meanwhile; then a new one is made."""
+        kept = self._connection
+        if kept is not None and kept.server is server and kept.keep and not kept.busy:
+            try:
+                return kept.request(method, target, headers=headers, body=body, timeout_s=timeout_s)
+            except NoAnswer:
+                raise
+            except Broken:
+                pass
+        self.close()
+        self._connection = self._connected(server)
+        return self._connection.request(method, target, headers=headers, body=body, timeout_s=timeout_s)
 
     def _in_turn(self) -> list[Server]:
         """The server that answered last first."""
@@ -166,19 +193,8 @@ class Client:
         first = self._connection.server
         return [first, *(server for server in self._servers if server is not first)]
 
-    def _connection_to(self, server: Server) -> Connection:
-        kept = self._connection
-        if kept is not None and kept.server is server and kept.keep and not kept.busy:
-            return kept
-        self._drop()
-        self._connection = self._connected(server)
-        return self._connection
-
     def _connected(self, server: Server) -> Connection:
         return Connection(server, ca_file=self._profile.ca_file)
-
-    def _drop(self) -> None:
-        self.close()
 
     def _nobody(self, failures: list[tuple[Server, str]]) -> NoServerError:
         what = "; ".join(f"{server}: {why}" for server, why in failures)

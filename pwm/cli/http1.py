@@ -12,6 +12,7 @@ what is safe to repeat.
 from __future__ import annotations
 
 import socket
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,6 +36,14 @@ class Unreachable(TransportError):
 
 class Broken(TransportError):
     """The connection ended in the middle: the request may have been carried out."""
+
+
+class NoAnswer(Broken):
+    """The server took the request and then said nothing for too long."""
+
+
+class DeadlinePassed(TransportError):
+    """The connection's deadline came while it waited for bytes."""
 
 
 class Server:
@@ -125,11 +134,13 @@ class Connection:
         self.server = server
         self.keep = True
         self.busy = False
-        self.used = False
         self._buffer = b""
+        # Silence between bytes that is taken for a dead server, and the moment (monotonic) to stop waiting at.
+        self.timeout_s: float | None = None
+        self.deadline: float | None = None
         try:
             self.socket = socket.create_connection((server.host, server.port), timeout=connect_timeout_s)
-            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _tune(self.socket)
             if server.tls:
                 self.socket = _with_tls(self.socket, server.host, ca_file)
         except (OSError, UnicodeError) as error:
@@ -149,7 +160,7 @@ class Connection:
         if body or method in ("POST", "PUT", "PATCH"):
             lines.append(f"Content-Length: {len(body)}")
         head = "\r\n".join(lines) + "\r\n\r\n"
-        self.busy, self.used = True, True
+        self.busy, self.timeout_s = True, timeout_s
         self.socket.settimeout(timeout_s)
         try:
             self.socket.sendall(head.encode("latin-1") + body)
@@ -213,8 +224,18 @@ class Connection:
         return line
 
     def _receive(self) -> None:
+        if self.deadline is not None:
+            left_s = self.deadline - time.monotonic()
+            if left_s <= 0:
+                raise DeadlinePassed("the time is up")
+            self.socket.settimeout(left_s if self.timeout_s is None else min(left_s, self.timeout_s))
         try:
             data = self.socket.recv(READ_BYTES)
+        except TimeoutError as error:
+            self.keep = False
+            if self.deadline is not None and time.monotonic() >= self.deadline:
+                raise DeadlinePassed("the time is up") from error
+            raise NoAnswer(_in_words(error)) from error
         except OSError as error:
             self.keep = False
             raise Broken(_in_words(error)) from error
@@ -222,6 +243,15 @@ class Connection:
             self.keep = False
             raise Broken("the connection was closed")
         self._buffer = self._buffer + data if self._buffer else data
+
+
+def _tune(connected: socket.socket) -> None:
+    """No waiting for more to send; and a machine that has gone is noticed within 30 s, on silent streams too."""
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, option):  # not everywhere under these names
+            connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
 def _with_tls(plain: socket.socket, host: str, ca_file: str) -> socket.socket:

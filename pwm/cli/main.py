@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
+    from pwm.cli.usage import Program
+
 # name -> (module in commands/ with COMMANDS, a table of its commands by name; line for `pwm --help`)
 COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("up", "A whole PWM on this machine."),
@@ -35,7 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "top": ("top", "Live usage of nodes, GPUs and workloads."),
     "inspect": ("inspect", "What the driver says of a workload's containers."),
     "stop": ("stop", "Stop workloads and keep them."),
-    "restart": ("restart", "Start workloads anew."),
+    "restart": ("stop", "Start workloads anew."),
     "scale": ("scale", "Change a workload's number of replicas."),
     "delete": ("delete", "Delete resources."),
     "events": ("events", "What happened, and who did it."),
@@ -98,10 +100,16 @@ def _dispatch(words: Sequence[str]) -> int:
         plain = _plain(words)
         if plain is not None:
             return Invocation.run(*plain)
-    from pwm.cli.usage import Program
     from pwm.cli.usage import run as run_in_full
 
-    return run_in_full(Program({name: entry[1] for name, entry in COMMANDS.items()}, load), words)
+    return run_in_full(program(), words)
+
+
+def program() -> Program:
+    """All commands as click sees them."""
+    from pwm.cli.usage import Program
+
+    return Program({name: entry[1] for name, entry in COMMANDS.items()}, load)
 
 
 def _plain(words: Sequence[str]) -> tuple[Command, dict[str, Any]] | None:

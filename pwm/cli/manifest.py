@@ -56,11 +56,16 @@ class Document:
         return str(self.metadata.get("group") or self.metadata.get("workspace") or "")
 
     @property
+    def size(self) -> int:
+        """Characters of the text it came from."""
+        return len(self._chunk.text)
+
+    @property
     def label(self) -> str:
         """How to call it in a message."""
         if self.kind and self.name:
             return f"{self.kind}/{self.name}"
-        return f"{self.kind or 'document'} at {self.place('')}"
+        return f"{self.kind or 'document'} ({self.place('')})"
 
     def place(self, path: str) -> Place:
         """Where the value at this path stands; where it should, if it is not there: its nearest parent."""

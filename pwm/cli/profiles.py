@@ -1,4 +1,5 @@
-# ruff: noqa: PTH -- pathlib costs 7 ms to import, and every command reads this file
+# pathlib costs 7 ms to import, and every command reads this file.
+# ruff: noqa: PTH103, PTH105, PTH108, PTH110, PTH111, PTH120, PTH123
 """Profiles: which servers to ask, and with what token. Kept in ~/.pwm/config as PWM 1.x wrote it.
 
     profile: lab

@@ -1,0 +1,149 @@
+"""`pwm admin`: the cluster itself. The old `pwmadm`."""
+
+from __future__ import annotations
+
+from pwm.cli import exit_codes
+from pwm.cli.command import CONNECTION, Argument, Command, Option, seconds
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from pwm.cli.invocation import Invocation
+
+# Folding the log of 100,000 streams takes a minute.
+VERIFY_TIMEOUT_S = 600.0
+
+
+def status(invocation: Invocation, *, output: str | None) -> int:
+    """Replicas, leaders, etcd and agents, with warnings."""
+    from pwm.cli.render import to_json, to_yaml
+
+    answer = invocation.client.call("GET", "/v1/admin/status")
+    if output == "json":
+        invocation.say(to_json(answer))
+    elif output == "yaml":
+        invocation.out.write(to_yaml(answer))
+    else:
+        invocation.out.write(_status_text(invocation, answer))
+    return exit_codes.DONE
+
+
+def _status_text(invocation: Invocation, answer: dict[str, Any]) -> str:
+    from pwm.cli.render import age, coloured_table, harmless, table
+    from pwm.quantity import format_bytes
+
+    def ago(stamp: object) -> str:
+        return f"{age(str(stamp))} ago" if stamp else "never"
+
+    def draw(title: str, header: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> str:
+        text = table(header, [[harmless("" if cell is None else str(cell)) for cell in row] for row in rows])
+        if not text:
+            return f"{title}: none\n"
+        return f"{title}\n{coloured_table(text) if invocation.colour else text}"
+
+    replicas = [
+        (
+            r.get("id"),
+            r.get("address"),
+            r.get("version"),
+            ago(r.get("startedAt")),
+            r.get("lag", 0),
+            "answers" if r.get("answering") else "",
+        )
+        for r in answer.get("replicas", ())
+    ]
+    leaders = [(r.get("role"), r.get("replica"), ago(r.get("since"))) for r in answer.get("leaders", ())]
+    members = [
+        (
+            m.get("endpoint"),
+            m.get("version"),
+            ("leader" if m.get("leader") else "READY") if m.get("reachable") else "LOST",
+            format_bytes(int(m.get("dbSizeBytes") or 0)),
+            m.get("error"),
+        )
+        for m in answer.get("etcd", ())
+    ]
+    agents = [
+        (a.get("node"), a.get("phase"), a.get("replica"), a.get("epoch"), a.get("version"), ago(a.get("lastHeard")),
+         "; ".join(str(problem) for problem in a.get("problems", ())))
+        for a in answer.get("agents", ())
+    ]  # fmt: skip
+    parts = [
+        draw("Controllers", ("ID", "ADDRESS", "VERSION", "STARTED", "BEHIND", ""), replicas),
+        draw("Leaders", ("ROLE", "CONTROLLER", "SINCE"), leaders),
+        draw("etcd", ("ENDPOINT", "VERSION", "STATE", "SIZE", "ERROR"), members),
+        draw("Agents", ("NODE", "STATUS", "CONTROLLER", "EPOCH", "VERSION", "HEARD", "PROBLEMS"), agents),
+        f"Revision {answer.get('revision', 0)}, {answer.get('streams', 0)} resources in the log\n",
+    ]
+    if warnings := answer.get("warnings"):
+        parts.append("Warnings\n" + "".join(f"  {harmless(str(warning))}\n" for warning in warnings))
+    return "\n".join(parts)
+
+
+def verify(invocation: Invocation, *, output: str | None) -> int:
+    """Folds the whole log and compares; FAILED when anything differs."""
+    from pwm.cli.render import harmless, to_json
+
+    answer = invocation.client.call("POST", "/v1/admin/verify", body={}, timeout_s=VERIFY_TIMEOUT_S)
+    differences = answer.get("differences", [])
+    if output == "json":
+        invocation.say(to_json(answer))
+    else:
+        partial = int(answer.get("partial") or 0)
+        invocation.say(
+            f"{int(answer.get('events') or 0)} events of {int(answer.get('streams') or 0)} resources folded"
+            + (f", {partial} of them from a snapshot on" if partial else "")
+        )
+        for difference in differences:
+            invocation.say(f"  differs: {harmless(str(difference))}")
+        invocation.say(f"{len(differences)} differ" if differences else "all as they should be")
+    return exit_codes.FAILED if differences else exit_codes.DONE
+
+
+def join_token(invocation: Invocation, *, node: str | None, lifetime: float | None) -> int:
+    """A credential for an agent, shown this once."""
+    body: dict[str, Any] = {}
+    if node:
+        body["node"] = node
+    if lifetime is not None:
+        body["lifetime"] = f"{lifetime:g}s"
+    answer = invocation.client.call("POST", "/v1/admin/node-tokens", body=body)
+    invocation.say(str(answer["token"]))
+    if invocation.out.isatty():
+        invocation.note("It is shown this once. On the node:  PWM_TOKEN=... pwm agent --server HOST:4701")
+    return exit_codes.DONE
+
+
+_JOIN_TOKEN: dict[str, Any] = {
+    "help": "A token for the agent of a node. It is shown once.",
+    "parameters": (
+        Argument("node", metavar="[NODE]", required=False),
+        Option("lifetime", "--lifetime", help="How long it may be used, such as 15m.", metavar="TIME", convert=seconds),
+        *CONNECTION,
+    ),
+}
+
+COMMANDS = {
+    "admin": Command(
+        "admin",
+        help="The cluster itself.",
+        subcommands=(
+            Command(
+                "status",
+                status,
+                help="Replicas, leaders, etcd and agents, with warnings in plain words.",
+                parameters=(Option("output", "-o", "--output", help="Format.", choices=("json", "yaml")), *CONNECTION),
+            ),
+            Command(
+                "verify",
+                verify,
+                help="Fold the log of every resource and compare with what is stored and shown.",
+                parameters=(Option("output", "-o", "--output", help="Format.", choices=("json",)), *CONNECTION),
+            ),
+            Command("join-token", join_token, **_JOIN_TOKEN),
+            Command("node-token", join_token, hidden=True, **_JOIN_TOKEN),
+        ),
+    )
+}

@@ -1,0 +1,119 @@
+"""`pwm controller` and `pwm agent`: the two daemons, run in the foreground until a signal.
+
+Here their settings are read; what they do begins in `pwm.controlplane.app` and `pwm.nodeagent.app`, which are
+imported only now.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pwm.cli.command import Command
+from pwm.cli.errors import CliError, UsageError
+from pwm.cli.invocation import Invocation
+from pwm.cli.settings import (
+    CONFIG_OPTION,
+    Setting,
+    host_and_port,
+    label,
+    path,
+    read_settings,
+    size,
+    split_address,
+)
+
+_LOG_LEVEL = Setting("log_level", "How much to log.", choices=("debug", "info", "warning", "error"))
+_LOG_FORMAT = Setting("log_format", "Log lines for people or as JSON.", choices=("text", "json"))
+
+CONTROLLER_SETTINGS = (
+    Setting("etcd", "etcd's client addresses.", metavar="HOST:PORT", multiple=True, convert=host_and_port),
+    Setting("prefix", "Prefix of all keys in etcd."),
+    Setting("http", "Address for the API and the web app.", metavar="HOST:PORT", convert=host_and_port),
+    Setting("agents", "Address for node agents.", metavar="HOST:PORT", convert=host_and_port),
+    Setting("replica", "Name of this replica; made up if there is none."),
+    Setting("admin_token_file", "Where a new cluster's first admin token goes.", metavar="FILE", convert=path),
+    Setting("node_token_file", "Where a new cluster's first node token goes.", metavar="FILE", convert=path),
+    _LOG_LEVEL,
+    _LOG_FORMAT,
+)
+AGENT_SETTINGS = (
+    Setting(
+        "controllers", "Controllers' addresses for agents, tried in turn.", metavar="HOST:PORT", multiple=True,
+        convert=host_and_port,
+    ),
+    Setting("node_token_file", "File with the node's token; or set PWM_NODE_TOKEN.", metavar="FILE", convert=path),
+    Setting("node", "Name of this node; the host's name if there is none.", metavar="NAME"),
+    Setting("node_zone", "Zone of this node.", metavar="ZONE"),
+    Setting("label", "A label of this node.", metavar="K=V", variable="PWM_NODE_LABELS", multiple=True, convert=label),
+    Setting("address", "Where others reach this node.", variable="PWM_NODE_ADDRESS"),
+    Setting("cluster", "Name of the cluster, which tells containers of several apart."),
+    Setting("state_dir", "Where the agent keeps its journal and logs.", metavar="DIR", convert=path),
+    Setting("docker_host", "Docker's socket, such as unix:///var/run/docker.sock.", metavar="URL"),
+    Setting("allow_process", "Allow workloads that are processes without a container.", flag=True),
+    Setting("log_max_bytes", "Most that is kept of one container's output.", metavar="SIZE", convert=size),
+    Setting("log_total_bytes", "Most that is kept of all output.", metavar="SIZE", convert=size),
+    Setting("log_keep_days", "Days that output is kept after the end.", metavar="N", convert=int),
+    Setting("health", "Address for health checks and metrics.", metavar="HOST:PORT", convert=host_and_port),
+    _LOG_LEVEL,
+    _LOG_FORMAT,
+)  # fmt: skip
+
+
+def controller(invocation: Invocation, **given: Any) -> int:
+    """Runs a control-plane replica."""
+    from pwm.controlplane import app
+    from pwm.controlplane.config import ControllerConfig
+
+    values = read_settings(CONTROLLER_SETTINGS, given)
+    for name, field in (("http", "http"), ("agents", "agent")):
+        if name in values:
+            values[f"{field}_host"], values[f"{field}_port"] = split_address(values.pop(name))
+    if "log_format" in values:
+        values["log_json"] = values.pop("log_format") == "json"
+    return app.main(ControllerConfig(**values))
+
+
+def agent(invocation: Invocation, **given: Any) -> int:
+    """Runs the agent of this node."""
+    from pwm.nodeagent import app
+    from pwm.nodeagent.config import AgentConfig, ConfigError
+
+    values = read_settings(AGENT_SETTINGS, given)
+    values["servers"] = values.pop("controllers", ("127.0.0.1:4701",))
+    values["token"] = _node_token(values.pop("node_token_file", None))
+    for name, field in (("node_zone", "zone"), ("health", "health_address"), ("label", "labels")):
+        if name in values:
+            values[field] = dict(values.pop(name)) if name == "label" else values.pop(name)
+    if "log_format" in values:
+        values["log_json"] = values.pop("log_format") == "json"
+    try:
+        return app.main(AgentConfig(**values))
+    except ConfigError as error:
+        raise UsageError(str(error)) from error
+
+
+def _node_token(file: Any) -> str:
+    import os
+
+    if file is None:
+        return os.environ.get("PWM_NODE_TOKEN", "")
+    try:
+        return str(file.read_text().strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise CliError(f"{file} cannot be read: {error}", next_step="`pwm admin join-token` makes a token.") from error
+
+
+COMMANDS = {
+    "controller": Command(
+        "controller",
+        controller,
+        help="Run a control-plane replica, until SIGTERM or Ctrl-C. Any number of them may run, all equal.",
+        parameters=(CONFIG_OPTION, *(setting.option for setting in CONTROLLER_SETTINGS)),
+    ),
+    "agent": Command(
+        "agent",
+        agent,
+        help="Run the agent of this node, until SIGTERM or Ctrl-C. Its containers go on without it.",
+        parameters=(CONFIG_OPTION, *(setting.option for setting in AGENT_SETTINGS)),
+    ),
+}

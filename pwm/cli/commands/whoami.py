@@ -1,0 +1,35 @@
+"""`pwm whoami`: who the token speaks for."""
+
+from __future__ import annotations
+
+from pwm.cli import exit_codes
+from pwm.cli.command import CONNECTION, Command, Option
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pwm.cli.invocation import Invocation
+
+
+def whoami(invocation: Invocation, *, output: str | None) -> int:
+    """The user, its groups, and the profile that was used."""
+    from pwm.cli.render import fields, to_json
+
+    answer = invocation.client.call("GET", "/v1/whoami")
+    if output == "json":
+        invocation.say(to_json(answer))
+        return exit_codes.DONE
+    own = str(answer.get("defaultGroup", ""))
+    groups = ", ".join(f"{group} (yours)" if group == own else str(group) for group in answer.get("groups", ()))
+    pairs = [("User", str(answer.get("user", ""))), ("Groups", groups or own), ("Profile", invocation.profile.name)]
+    invocation.out.write(fields([*pairs, ("Servers", ", ".join(invocation.profile.servers))]))
+    return exit_codes.DONE
+
+
+COMMANDS = {
+    "whoami": Command(
+        "whoami",
+        whoami,
+        help="Who the token speaks for, and the groups it belongs to.",
+        parameters=(Option("output", "-o", "--output", help="Format.", choices=("json",)), *CONNECTION),
+    )
+}

@@ -1,0 +1,69 @@
+"""`apply --diff`: how a document differs from what is there.
+
+Compared is what the document says, field by field: what it does not mention, such as a default that the server
+filled in, is no difference. Old spellings of a field, which the server stores under their new name, show as such.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from pwm.cli.errors import NOT_FOUND, ServerError
+from pwm.cli.invocation import Invocation
+from pwm.cli.kinds import is_kind, kind_of
+from pwm.cli.manifest import Document
+
+GREEN, RED, PLAIN = "\033[32m", "\033[31m", "\033[0m"
+
+
+def show_difference(invocation: Invocation, document: Document) -> None:
+    """A unified diff on standard output; nothing when there is no difference."""
+    from pwm.cli.render import harmless, to_yaml
+
+    if not document.name or not is_kind(document.kind):
+        return  # the server will say what is wrong with it
+    there = _there(invocation, document)
+    wanted = {name: value for name, value in document.content.items() if name != "status"}
+    mentioned = _mentioned(there, wanted) if there else {}
+    lines = difflib.unified_diff(
+        to_yaml(mentioned).splitlines() if mentioned else [],
+        to_yaml(wanted).splitlines(),
+        fromfile=f"{document.label} (there)",
+        tofile=f"{document.label} ({document.place('').source})",
+        lineterm="",
+    )
+    for line in lines:
+        line = harmless(line)
+        if invocation.colour:
+            colour = GREEN if line.startswith("+") else RED if line.startswith("-") else ""
+            line = f"{colour}{line}{PLAIN}" if colour else line
+        invocation.say(line)
+
+
+def _there(invocation: Invocation, document: Document) -> dict[str, Any]:
+    from pwm.cli.client import quote
+
+    group = document.group or invocation.group
+    try:
+        answer = invocation.client.call(
+            "GET",
+            f"/v1/resources/{kind_of(document.kind)}/{quote(document.name)}",
+            query={"group": group} if group else None,
+        )
+    except ServerError as error:
+        if error.status == NOT_FOUND:
+            return {}
+        raise
+    resource: dict[str, Any] = answer["resource"]
+    return resource
+
+
+def _mentioned(there: Any, wanted: Any) -> Any:
+    """The part of what is there that the document speaks of, in the document's order."""
+    if isinstance(there, dict) and isinstance(wanted, dict):
+        return {name: _mentioned(there[name], value) for name, value in wanted.items() if name in there}
+    if isinstance(there, list) and isinstance(wanted, list):
+        paired = [_mentioned(one, other) for one, other in zip(there, wanted, strict=False)]
+        return paired + there[len(wanted) :]
+    return there
