@@ -13,6 +13,7 @@ DEFAULT_DOCKER_HOST = "unix:///var/run/docker.sock"
 DEFAULT_STATE_DIR = Path("/var/lib/pwm/agent")
 
 GIB = 1024**3
+DAY_S = 24 * 3600
 
 
 class ConfigError(ValueError):

@@ -1,0 +1,137 @@
+"""Wires the agent together and runs it until it is told to stop.
+
+    session ─ assignments ─▶ supervisor ─▶ one task per container ─▶ driver ─▶ engine
+       ▲  ▲                                     │        │
+       │  └── usage, inventory                  │        └─▶ logs (spool) ─▶ relay ─▶ whoever reads
+       └───────── reporter ◀─ journal ◀─────────┘
+
+A stop (SIGTERM, Ctrl-C) leaves every container running: the next agent finds them again. The same goes for an
+agent that is killed, only without the goodbyes.
+"""
+
+import asyncio
+import signal
+import time
+from pathlib import Path
+
+import structlog
+
+from pwm.api.v1.agent_pb2 import ContainerUsage, NodeUsage
+from pwm.api.v1.node_pb2 import Inventory
+from pwm.nodeagent.config import DAY_S, AgentConfig
+from pwm.nodeagent.drivers.docker import DockerDriver
+from pwm.nodeagent.drivers.driver import Driver
+from pwm.nodeagent.inventory import machine
+from pwm.nodeagent.journal import Journal
+from pwm.nodeagent.logs.store import LogStore
+from pwm.nodeagent.relay import Relays
+from pwm.nodeagent.session import Callbacks, Dial, Sessions, dial_insecure
+from pwm.nodeagent.supervisor import Supervisor
+
+log = structlog.get_logger(__name__)
+
+
+class Agent:
+    """Everything of one agent; `run` it once."""
+
+    def __init__(self, config: AgentConfig, *, drivers: list[Driver], dial: Dial = dial_insecure) -> None:
+        self._config = config
+        self._drivers = drivers
+        self._machine = machine()
+        self._journal = Journal(config.state_dir / "journal.db")
+        self._logs = LogStore(
+            config.state_dir / "logs",
+            max_bytes=config.log_max_bytes,
+            total_bytes=config.log_total_bytes,
+            keep_s=config.log_keep_days * DAY_S,
+        )
+        self.supervisor = Supervisor(
+            drivers=drivers,
+            journal=self._journal,
+            output=self._logs,
+            clock_ns=time.time_ns,
+            on_drivers_changed=self._drivers_changed,
+        )
+        relays = Relays(token=config.token, logs=self._logs, find=self.supervisor.find)
+        self.sessions = Sessions(
+            servers=config.servers,
+            token=config.token,
+            node=config.node,
+            zone=config.zone,
+            reporter=self.supervisor.reporter,
+            callbacks=Callbacks(
+                inventory=self._inventory,
+                sample=self._sample,
+                assign=self.supervisor.assign,
+                relay=relays.serve,
+            ),
+            dial=dial,
+        )
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        log.info("agent starts", node=self._config.node, servers=list(self._config.servers))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._logs.run())
+                async with self.supervisor.running():
+                    await self.sessions.run()
+        finally:
+            for driver in self._drivers:
+                await driver.close()
+            await self._logs.close()
+            self._journal.close()
+            log.info("agent stopped, containers run on", node=self._config.node)
+
+    def _drivers_changed(self) -> None:
+        self.sessions.inventory_changed()
+
+    def _inventory(self) -> Inventory:
+        inventory = Inventory()
+        inventory.CopyFrom(self._machine)
+        inventory.drivers.extend(self.supervisor.drivers())
+        inventory.labels.update(self._config.labels)
+        inventory.address = self._config.address
+        return inventory
+
+    async def _sample(self) -> NodeUsage:
+        usage = NodeUsage()
+        usage.time.GetCurrentTime()
+        running = self.supervisor.running_uids()
+        for driver in self._drivers:
+            usage.containers.extend(await driver.usage(running.get(driver.name, ())))
+        usage.containers.extend(ContainerUsage(uid=uid, pull=pull) for uid, pull in self.supervisor.pulls().items())
+        return usage
+
+
+def docker_driver(config: AgentConfig) -> DockerDriver:
+    return DockerDriver(config.docker_socket, node=config.node, cluster=config.cluster)
+
+
+async def run(config: AgentConfig) -> None:
+    """An agent with the drivers that the configuration allows, until SIGTERM or SIGINT."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    _make_private(config.state_dir)
+    agent = Agent(config, drivers=[docker_driver(config)])
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(agent.run())
+        stopped = tasks.create_task(stop.wait())
+        await asyncio.wait([running, stopped], return_when=asyncio.FIRST_COMPLETED)
+        running.cancel()
+        stopped.cancel()
+
+
+def main(config: AgentConfig) -> int:
+    """Run an agent in this process; the exit code."""
+    import uvloop
+
+    uvloop.run(run(config))
+    return 0
+
+
+def _make_private(folder: Path) -> None:
+    """What containers print is nobody else's business."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)

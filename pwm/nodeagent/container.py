@@ -1,0 +1,375 @@
+"""One container's task: ask `next_step`, do that, ask again; sleep when there is nothing to do.
+
+What takes long and can be overtaken by a new wish (a pull, the wait for the end) runs beside the loop and wakes
+it; everything else is one call after the other. What a driver refuses ends the attempt with its reason; an
+engine that is away ends nothing: the loop waits until it is back and asks again.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import structlog
+
+from pwm.api.v1.agent_pb2 import Assignment, PullProgress
+from pwm.api.v1.common_pb2 import Reason
+from pwm.api.v1.events_pb2 import ContainerReported
+from pwm.api.v1.workload_pb2 import ContainerStatus, Image
+from pwm.lifecycle import ENDED, Phase
+from pwm.nodeagent import endings
+from pwm.nodeagent.drivers.driver import (
+    ContainerMissing,
+    Driver,
+    DriverError,
+    Ended,
+    EngineUnreachable,
+    ImageMissing,
+    LogSource,
+    Runtime,
+)
+from pwm.nodeagent.engine import Engine
+from pwm.nodeagent.journal import Journal, Record
+from pwm.nodeagent.reporter import Reporter
+from pwm.nodeagent.step import Desired, Operation, Seen, Situation, next_step
+
+log = structlog.get_logger(__name__)
+
+P = ContainerStatus
+DEFAULT_GRACE_MS = 10_000
+# Before what failed for a reason outside the container is tried again.
+RETRY_DELAY_S = 0.5
+# A spool that cannot be written (a full disk) must not keep the end of a container secret for ever.
+DRAIN_TIMEOUT_S = 60.0
+_SEEN = {Runtime.CREATED: Seen.CREATED, Runtime.RUNNING: Seen.RUNNING, Runtime.ENDED: Seen.ENDED}
+
+
+class Output(Protocol):
+    """Where the containers' output is kept."""
+
+    def follow(self, uid: str, source: LogSource) -> None:
+        """Begin, or go on, to take over what the container prints."""
+        ...
+
+    async def drained(self, uid: str) -> None:
+        """The container has ended: returns when everything it printed is kept."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What all containers share."""
+
+    journal: Journal
+    reporter: Reporter
+    output: Output
+    slots: asyncio.Semaphore
+    clock_ns: Callable[[], int]
+    pulling: dict[str, PullProgress]
+
+
+class Container:
+    def __init__(self, record: Record, desired: Desired, *, engine: Engine | None, around: Surroundings) -> None:
+        self.uid = record.uid
+        self.task: asyncio.Task[None] | None = None
+        self.changed = asyncio.Event()
+        self._engine = engine
+        self._around = around
+        self._desired = desired
+        self._seen = Seen.ABSENT
+        self._started_at_ns = 0
+        self._pid = 0
+        self._ended: Ended | None = None
+        self._drained = False
+        self._pull: asyncio.Task[None] | None = None
+        self._pulled = False
+        self._image_missing = False
+        self._watch: asyncio.Task[None] | None = None
+        self._has_output = False
+        self._output_settled = asyncio.Event()
+
+    @property
+    def driver(self) -> Driver | None:
+        return self._engine.driver if self._engine else None
+
+    @property
+    def is_running(self) -> bool:
+        return self._seen is Seen.RUNNING
+
+    @property
+    def record(self) -> Record:
+        record = self._around.journal.record(self.uid)
+        assert record is not None, "a container's record lives as long as its task"
+        return record
+
+    @property
+    def assignment(self) -> Assignment:
+        return self.record.assignment
+
+    def want(self, desired: Desired, assignment: Assignment | None = None) -> None:
+        """Tell it what the control plane wants now."""
+        self._desired = desired
+        if assignment is not None:
+            self._around.journal.put(replace(self.record, assignment=assignment))
+        self.changed.set()
+
+    async def has_output(self) -> bool:
+        """Whether it prints into a log of ours; waits until that is known, which is when it starts or fails."""
+        await self._output_settled.wait()
+        return self._has_output
+
+    # -- the loop
+
+    async def run(self) -> None:
+        """Until the container is over, reported, removed and forgotten."""
+        if self._engine is None:
+            await self._run_without_driver()
+            return
+        await self._engine.ready()
+        self._adopt(self._engine)
+        async with asyncio.TaskGroup() as beside:
+            while (operation := self._next()) is not Operation.FORGET:
+                if operation is Operation.NOTHING:
+                    await self.changed.wait()
+                    self.changed.clear()
+                    continue
+                try:
+                    await self._do(operation, self._engine.driver, beside)
+                except ContainerMissing:
+                    self._seen = Seen.ABSENT
+                except EngineUnreachable as error:
+                    log.info("waiting for the engine", uid=self.uid, operation=operation.name, error=str(error))
+                    self._engine.doubt()
+                    await self._patience()
+                except DriverError as error:
+                    if self.record.phase not in ENDED:
+                        self._failed(error)
+                    else:
+                        log.warning("will be tried again", uid=self.uid, operation=operation.name, error=str(error))
+                        await self._patience()
+            for task in (self._pull, self._watch):
+                if task is not None:
+                    task.cancel()
+        self._output_settled.set()
+        self._around.journal.forget(self.uid)
+
+    async def _patience(self) -> None:
+        assert self._engine is not None
+        await asyncio.sleep(RETRY_DELAY_S)
+        await self._engine.ready()
+
+    async def _run_without_driver(self) -> None:
+        name = self.assignment.spec.driver
+        if not self.record.phase:
+            message = f"This node has no driver {name}; its agent must be started with it"
+            self._failed(DriverError(Reason.DRIVER_NOT_ALLOWED, message))
+        await self._until_forgotten()
+
+    async def give_up(self) -> None:
+        """After a mistake of the agent's own: the attempt failed; what is left of it goes when the agent restarts."""
+        if self.record.phase not in ENDED:
+            message = "The agent made a mistake with this container; its log on the node says more"
+            self._failed(DriverError(Reason.ERROR_STARTING_CONTAINER, message))
+        await self._until_forgotten()
+
+    async def _until_forgotten(self) -> None:
+        while self._desired is not Desired.GONE or not self._end_acknowledged():
+            await self.changed.wait()
+            self.changed.clear()
+        self._around.journal.forget(self.uid)
+
+    def _adopt(self, engine: Engine) -> None:
+        found = engine.adopted.pop(self.uid, None)
+        if found is None:
+            return
+        log.info("adopted", uid=self.uid, runtime=found.runtime_id, state=found.runtime.value, pid=found.pid)
+        self._seen = _SEEN[found.runtime]
+        self._started_at_ns, self._pid, self._ended = found.started_at_ns, found.pid, found.ended
+        self._around.journal.put(replace(self.record, runtime_id=found.runtime_id))
+        if self._ended is not None and self.record.phase not in ENDED:
+            self._follow(engine.driver)
+
+    def _next(self) -> Operation:
+        spec, record = self.assignment.spec, self.record
+        if self._pull is not None and self._desired is not Desired.RUN:
+            self._pull.cancel()
+        return next_step(
+            Situation(
+                desired=self._desired,
+                seen=self._seen,
+                phase=record.phase,
+                created_before=bool(record.runtime_id) or record.assignment.started,
+                must_pull=not self._pulled and (self._image_missing or spec.pull_policy == Image.Always),
+                pulling=self._pull is not None,
+                watching=self._watch is not None,
+                drained=self._drained,
+                end_acknowledged=self._end_acknowledged(),
+            )
+        )
+
+    def _end_acknowledged(self) -> bool:
+        return self._around.journal.is_acknowledged(self.record.end_sequence)
+
+    async def _do(self, operation: Operation, driver: Driver, beside: asyncio.TaskGroup) -> None:
+        match operation:
+            case Operation.PULL:
+                self._report_once(P.PULLING)
+                self._pull = beside.create_task(self._run_pull(driver))
+            case Operation.CREATE:
+                await self._launch(driver)
+            case Operation.START:
+                async with self._around.slots:
+                    await self._start(driver)
+            case Operation.WATCH:
+                self._follow(driver)
+                self._watch = beside.create_task(self._run_watch(driver))
+            case Operation.REPORT_RUNNING:
+                self._report(P.RUNNING, started_at_ns=self._started_at_ns, pid=self._pid)
+            case Operation.STOP:
+                self._report_once(P.EXITING, reason=self._stop_reason())
+                await driver.stop(self.uid, grace_ms=self.assignment.spec.stop_grace_ms or DEFAULT_GRACE_MS)
+                await self._wait_for_watch()
+            case Operation.DRAIN:
+                await self._drain()
+            case Operation.REPORT_END:
+                self._report_end()
+            case Operation.REPORT_NEVER_RAN:
+                self._report(P.EXITED, reason=self._stop_reason())
+            case Operation.REPORT_DISAPPEARED:
+                self._report(P.FAILED, reason=ContainerMissing().reason, finished_at_ns=self._around.clock_ns())
+            case Operation.REMOVE:
+                await driver.remove(self.uid)
+                self._seen = Seen.ABSENT
+            case Operation.NOTHING | Operation.FORGET:
+                raise AssertionError(operation)
+
+    # -- beginning
+
+    async def _run_pull(self, driver: Driver) -> None:
+        def progress(now: PullProgress) -> None:
+            self._around.pulling[self.uid] = now
+
+        try:
+            await driver.prepare(self.assignment, progress)
+            self._pulled = True
+        except EngineUnreachable:
+            # Asked again once the engine is back.
+            assert self._engine is not None
+            self._engine.doubt()
+            await self._patience()
+        except DriverError as error:
+            self._failed(error)
+        finally:
+            self._around.pulling.pop(self.uid, None)
+            self._pull = None
+            self.changed.set()
+
+    async def _launch(self, driver: Driver) -> None:
+        """Create, and start in the same turn: whoever comes first should also run first."""
+        async with self._around.slots:
+            if self._desired is not Desired.RUN:
+                return
+            self._report_once(P.CREATING)
+            try:
+                runtime_id = await driver.create(self.assignment)
+            except ImageMissing:
+                if self._pulled:
+                    raise
+                self._image_missing = True
+                return
+            self._around.journal.put(replace(self.record, runtime_id=runtime_id))
+            self._seen = Seen.CREATED
+            if self._desired is Desired.RUN:
+                await self._start(driver)
+
+    async def _start(self, driver: Driver) -> None:
+        started = await driver.start(self.uid)
+        self._seen = Seen.RUNNING
+        self._started_at_ns, self._pid = started.started_at_ns, started.pid
+        self._report(P.RUNNING, started_at_ns=started.started_at_ns, pid=started.pid)
+
+    # -- ending
+
+    def _follow(self, driver: Driver) -> None:
+        if source := driver.output(self.uid):
+            self._around.output.follow(self.uid, source)
+            self._has_output = True
+        self._output_settled.set()
+
+    async def _run_watch(self, driver: Driver) -> None:
+        try:
+            self._ended = await driver.wait(self.uid)
+            self._seen = Seen.ENDED
+        except ContainerMissing:
+            self._seen = Seen.ABSENT
+        self.changed.set()
+
+    async def _wait_for_watch(self) -> None:
+        if self._watch is not None:
+            await asyncio.wait([self._watch])
+
+    async def _drain(self) -> None:
+        try:
+            async with asyncio.timeout(DRAIN_TIMEOUT_S):
+                await self._around.output.drained(self.uid)
+        except TimeoutError:
+            log.error("the end of the output could not be kept", uid=self.uid, after_s=DRAIN_TIMEOUT_S)
+        self._drained = True
+
+    def _failed(self, error: DriverError) -> None:
+        log.info("container failed", uid=self.uid, reason=Reason.Code.Name(error.reason.code), message=str(error))
+        self._report(P.FAILED, reason=error.reason, exit_code=error.exit_code, finished_at_ns=self._around.clock_ns())
+
+    def _report_end(self) -> None:
+        assert self._ended is not None
+        ended, record = self._ended, self.record
+        stopped = record.phase == P.EXITING or self._desired in (Desired.STOP, Desired.GONE)
+        self._report(
+            P.EXITED,
+            reason=endings.reason(ended, record.assignment.spec, stop=self._stop_reason() if stopped else None),
+            started_at_ns=0 if record.phase >= P.RUNNING else self._started_at_ns,
+            finished_at_ns=ended.finished_at_ns,
+            exit_code=ended.exit_code,
+            oom_killed=ended.oom_killed,
+        )
+
+    def _stop_reason(self) -> Reason:
+        if self.assignment.HasField("reason"):
+            return self.assignment.reason
+        return Reason(code=Reason.DELETED_BY_USER, message="The container is no longer wanted on this node")
+
+    # -- reports
+
+    def _report_once(self, phase: Phase.ValueType, *, reason: Reason | None = None) -> None:
+        """A phase on the way, unless it or a later one was reported before."""
+        if self.record.phase < phase:
+            self._report(phase, reason=reason)
+
+    def _report(
+        self,
+        phase: Phase.ValueType,
+        *,
+        reason: Reason | None = None,
+        started_at_ns: int = 0,
+        finished_at_ns: int = 0,
+        exit_code: int | None = None,
+        oom_killed: bool = False,
+        pid: int = 0,
+    ) -> None:
+        record = self.record
+        assert phase > record.phase, f"{phase} after {record.phase}"
+        reported = ContainerReported(
+            phase=phase,
+            reason=reason,
+            exit_code=exit_code,
+            oom_killed=oom_killed,
+            pid=pid,
+            runtime_id=record.runtime_id,
+        )
+        if started_at_ns:
+            reported.started_at.FromNanoseconds(started_at_ns)
+        if finished_at_ns:
+            reported.finished_at.FromNanoseconds(finished_at_ns)
+        self._around.reporter.report(record, reported)
+        if phase in ENDED:
+            self._output_settled.set()

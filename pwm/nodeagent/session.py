@@ -1,0 +1,263 @@
+"""The agent's line to the control plane: one stream, to whichever replica answers.
+
+The agent dials its servers in turn, says hello, and is given an epoch and the full set of its assignments;
+after that both sides send what changes. Changes of assignments are a chain, each naming the set it applies to: a
+hole means that something was missed, and the agent hangs up and begins again. A replica that gives a lower
+epoch than one seen before is out of date (its session was taken over) and is not obeyed.
+
+A session that breaks costs nothing but the wait: containers run on, reports stay in the journal. The
+first retry is immediate, at the next server; after that waits grow to `BACKOFF_MAX_S`, with jitter, so that a
+thousand agents don't come back in the same instant.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Any
+
+import grpc
+import structlog
+
+from pwm.api.v1.agent_pb2 import Assignments, Heartbeat, Hello, NodeUsage, OpenStream, SessionRequest, SessionResponse
+from pwm.api.v1.agent_pb2_grpc import AgentServiceStub
+from pwm.api.v1.node_pb2 import Inventory
+from pwm.nodeagent.reporter import Reporter
+
+log = structlog.get_logger(__name__)
+
+BACKOFF_MIN_S = 0.1
+BACKOFF_MAX_S = 5.0
+# A replica that takes a connection and then says nothing is left for the next.
+WELCOME_TIMEOUT_S = 10.0
+DEFAULT_HEARTBEAT_S = 5.0
+# So that the heartbeats of many nodes spread out.
+HEARTBEAT_JITTER = 0.1
+# One message carries a full set of assignments: 2,000 containers with long environments are megabytes.
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # A replica that vanished without a word (power, network) is noticed after 10 + 5 s.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    # Reconnecting is this module's work; gRPC must not wait longer than it does.
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    # Byte streams use a channel of their own, so that they cannot hold up the session's messages.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+Channel = grpc.aio.Channel
+Dial = Callable[[str], Channel]
+Relay = Callable[[Channel, OpenStream], Coroutine[Any, Any, None]]
+
+
+def dial_insecure(address: str) -> Channel:
+    return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+
+
+class SessionOver(Exception):
+    """The session cannot go on; the message says why. Dialling again may help."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Callbacks:
+    """What a session needs from the rest of the agent."""
+
+    inventory: Callable[[], Inventory]
+    sample: Callable[[], Awaitable[NodeUsage]]
+    assign: Callable[[Assignments], None]
+    relay: Relay
+
+
+class Sessions:
+    """`run` keeps a session open for ever."""
+
+    def __init__(
+        self,
+        *,
+        servers: Sequence[str],
+        token: str,
+        node: str,
+        zone: str,
+        reporter: Reporter,
+        callbacks: Callbacks,
+        dial: Dial = dial_insecure,
+    ) -> None:
+        self._servers = cycle(servers)
+        self._tries_per_round = len(servers)
+        self._metadata = (("authorization", f"Bearer {token}"),)
+        self._node, self._zone = node, zone
+        self._reporter = reporter
+        self._callbacks = callbacks
+        self._dial = dial
+        self._epoch = 0
+        self._inventory_changed = asyncio.Event()
+        # Address of the replica that holds the session; empty: none does.
+        self.connected_to = ""
+
+    def inventory_changed(self) -> None:
+        """Tell the control plane what the machine has now."""
+        self._inventory_changed.set()
+
+    async def run(self) -> None:
+        failures = 0
+        for address in self._servers:
+            connected = False
+            try:
+                async with self._dial(address) as channel, self._dial(address) as bulk:
+                    session = _Session(self, address, channel, bulk)
+                    try:
+                        await session.run()
+                    finally:
+                        connected = session.welcomed
+                        self.connected_to = ""
+            except (SessionOver, grpc.aio.AioRpcError) as error:
+                log.warning("session ended", server=address, why=_why(error))
+            failures = 0 if connected else failures + 1
+            await asyncio.sleep(self._back_off(failures))
+
+    def _back_off(self, failures: int) -> float:
+        """None for the first round of all servers, then growing."""
+        rounds = failures // self._tries_per_round
+        if not rounds:
+            return 0.0 if failures else random.uniform(0, BACKOFF_MIN_S)
+        return random.uniform(0.5, 1.0) * min(BACKOFF_MAX_S, BACKOFF_MIN_S * float(2 ** min(rounds, 10)))
+
+    def accept_epoch(self, epoch: int) -> None:
+        if epoch <= self._epoch:
+            raise SessionOver(f"the server offers epoch {epoch}, but epoch {self._epoch} was there before")
+        self._epoch = epoch
+
+
+class _Session:
+    """One connection, from hello to its end."""
+
+    def __init__(self, owner: Sessions, address: str, channel: Channel, bulk: Channel) -> None:
+        self._owner = owner
+        self._address = address
+        self._callbacks = owner._callbacks
+        self._stub = AgentServiceStub(channel)
+        self._bulk = bulk
+        self._call: Any = None
+        self._writing = asyncio.Lock()
+        self._set = 0
+        self._heartbeat_s = DEFAULT_HEARTBEAT_S
+        self._heartbeat_changed = asyncio.Event()
+        self.welcomed = False
+
+    async def run(self) -> None:
+        self._call = self._stub.Session(metadata=self._owner._metadata)
+        try:
+            await self._greet()
+            async with asyncio.TaskGroup() as tasks:
+                for work in (self._send_reports(), self._send_heartbeats(), self._send_inventory()):
+                    tasks.create_task(work)
+                tasks.create_task(self._receive(tasks))
+        except* (SessionOver, grpc.aio.AioRpcError) as group:
+            raise _first(group) from None
+        finally:
+            self._call.cancel()
+
+    async def _greet(self) -> None:
+        owner = self._owner
+        owner._inventory_changed.clear()
+        hello = Hello(node=owner._node, zone=owner._zone, inventory=self._callbacks.inventory())
+        try:
+            async with asyncio.timeout(WELCOME_TIMEOUT_S):
+                await self._write(SessionRequest(hello=hello))
+                answer = await self._read()
+        except TimeoutError:
+            raise SessionOver(f"the server did not answer within {WELCOME_TIMEOUT_S:.0f} s") from None
+        if answer.WhichOneof("message") != "welcome":
+            raise SessionOver("the server did not begin with a welcome")
+        owner.accept_epoch(answer.welcome.epoch)
+        self._configure(answer.welcome.configure.heartbeat_ms)
+        self.welcomed = True
+        owner.connected_to = self._address
+        log.info("session begins", server=self._address, epoch=answer.welcome.epoch)
+
+    # -- in
+
+    async def _receive(self, tasks: asyncio.TaskGroup) -> None:
+        while True:
+            message = await self._read()
+            match message.WhichOneof("message"):
+                case "assignments":
+                    self._assign(message.assignments)
+                case "acknowledged":
+                    self._owner._reporter.acknowledged(message.acknowledged.up_to_sequence)
+                case "open":
+                    tasks.create_task(self._callbacks.relay(self._bulk, message.open))
+                case "configure":
+                    self._configure(message.configure.heartbeat_ms)
+                case "goodbye":
+                    raise SessionOver(f"the server said goodbye: {message.goodbye.message}")
+
+    def _assign(self, assignments: Assignments) -> None:
+        if not assignments.full and assignments.applies_to != self._set:
+            raise SessionOver(f"a change applies to set {assignments.applies_to}, but set {self._set} is known")
+        self._set = assignments.results_in
+        self._callbacks.assign(assignments)
+
+    def _configure(self, heartbeat_ms: int) -> None:
+        if heartbeat_ms:
+            self._heartbeat_s = heartbeat_ms / 1000
+            self._heartbeat_changed.set()
+
+    async def _read(self) -> SessionResponse:
+        message = await self._call.read()
+        if message is grpc.aio.EOF:
+            # Raises if the end was an error.
+            code, details = await self._call.code(), await self._call.details()
+            raise SessionOver(f"the server hung up ({code.name}{': ' + details if details else ''})")
+        assert isinstance(message, SessionResponse)
+        return message
+
+    # -- out
+
+    async def _write(self, message: SessionRequest) -> None:
+        async with self._writing:
+            try:
+                await self._call.write(message)
+            except asyncio.InvalidStateError as error:
+                # The call is over; reading says why.
+                raise SessionOver("the connection broke") from error
+
+    async def _send_reports(self) -> None:
+        async for reports in self._owner._reporter.outgoing():
+            await self._write(SessionRequest(reports=reports))
+
+    async def _send_heartbeats(self) -> None:
+        while True:
+            usage = await self._callbacks.sample()
+            await self._write(SessionRequest(heartbeat=Heartbeat(usage=usage)))
+            jitter = random.uniform(1 - HEARTBEAT_JITTER, 1 + HEARTBEAT_JITTER)
+            self._heartbeat_changed.clear()
+            try:
+                async with asyncio.timeout(self._heartbeat_s * jitter):
+                    await self._heartbeat_changed.wait()
+            except TimeoutError:
+                pass
+
+    async def _send_inventory(self) -> None:
+        while True:
+            await self._owner._inventory_changed.wait()
+            self._owner._inventory_changed.clear()
+            await self._write(SessionRequest(inventory=self._callbacks.inventory()))
+
+
+def _first(group: BaseExceptionGroup[Any]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, grpc.aio.AioRpcError):
+        return f"{error.code().name}: {error.details()}"
+    return str(error)

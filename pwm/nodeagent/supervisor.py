@@ -1,0 +1,189 @@
+"""Owns all containers of this node and brings each to what the control plane wants.
+
+One task per container (`container.py`) asks `next_step` what to do and does it; this module starts those
+tasks, tells them what is wanted, and knows the drivers. It is level-triggered: a full set of assignments
+is compared with everything the engines and the journal have, and whatever no assignment names is stopped and
+removed. Before a driver has listed its containers (`adopt`) nothing of it is touched, because an engine that is
+away would look like one that has nothing.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+
+import structlog
+
+from pwm.api.v1.agent_pb2 import Assignment, Assignments, PullProgress
+from pwm.api.v1.node_pb2 import DriverInfo
+from pwm.api.v1.workload_pb2 import ContainerSpec
+from pwm.nodeagent.container import Container, Output, Surroundings
+from pwm.nodeagent.drivers.driver import Adopted, Driver
+from pwm.nodeagent.engine import Engine
+from pwm.nodeagent.journal import Journal, Record
+from pwm.nodeagent.reporter import Reporter
+from pwm.nodeagent.step import Desired
+
+log = structlog.get_logger(__name__)
+
+# Starting containers is the engine's work; its rate peaks at four per core, more only wait longer.
+STARTS_PER_CORE = 4
+
+
+class Supervisor:
+    """`run` it in a task; everything else may be called from the same loop at any time."""
+
+    def __init__(
+        self,
+        *,
+        drivers: Iterable[Driver],
+        journal: Journal,
+        output: Output,
+        clock_ns: Callable[[], int],
+        on_drivers_changed: Callable[[], None],
+    ) -> None:
+        self._engines = {driver.name: Engine(driver) for driver in drivers}
+        self._journal = journal
+        self.reporter = Reporter(journal, on_acknowledged=self._acknowledged, clock_ns=clock_ns)
+        self._output = output
+        self._clock_ns = clock_ns
+        self._on_drivers_changed = on_drivers_changed
+        self._slots = asyncio.Semaphore(STARTS_PER_CORE * (os.cpu_count() or 1))
+        self._containers: dict[str, Container] = {}
+        self._tasks: asyncio.TaskGroup | None = None
+        # None until the control plane has said what it wants.
+        self._assigned: set[str] | None = None
+        self._pulling: dict[str, PullProgress] = {}
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Watch and act for as long as the block lasts; containers go on running when it ends."""
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            for record in self._journal.records():
+                self._begin(record, Desired.UNKNOWN)
+            watches = [tasks.create_task(self._serve(engine)) for engine in self._engines.values()]
+            try:
+                yield
+            finally:
+                self._tasks = None
+                for task in [*watches, *(c.task for c in self._containers.values() if c.task)]:
+                    task.cancel()
+
+    async def _serve(self, engine: Engine) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(engine.driver.run())
+            tasks.create_task(engine.watch(lambda: self._engine_changed(engine)))
+
+    # -- what the control plane wants
+
+    def assign(self, message: Assignments) -> None:
+        """Take over a full set, or a change to the one before. Who checks their chain is the session."""
+        if message.full or self._assigned is None:
+            self._assigned = set()
+        for assignment in message.set:
+            self._assigned.add(assignment.uid)
+            self._want(assignment)
+        for uid in message.removed_uids:
+            self._assigned.discard(uid)
+            if container := self._containers.get(uid):
+                container.want(Desired.GONE)
+        if message.full:
+            for uid, container in self._containers.items():
+                if uid not in self._assigned:
+                    container.want(Desired.GONE)
+            self._remove_strangers()
+
+    def _want(self, assignment: Assignment) -> None:
+        desired = Desired.STOP if assignment.desired == Assignment.STOP else Desired.RUN
+        if container := self._containers.get(assignment.uid):
+            container.want(desired, assignment)
+        else:
+            self._begin(Record(assignment.uid, assignment), desired)
+
+    def _engine_changed(self, engine: Engine) -> None:
+        if engine.listed:
+            # Containers that the journal lost are watched too: they are found by their labels.
+            for uid, found in list(engine.adopted.items()):
+                if uid not in self._containers and self._assigned is None:
+                    self._begin(_record_of(found, engine.driver.name), Desired.UNKNOWN)
+            if self._assigned is not None:
+                self._remove_strangers()
+        self._on_drivers_changed()
+
+    def _remove_strangers(self) -> None:
+        """Whatever carries this node's labels and nobody wants."""
+        for name, engine in self._engines.items():
+            for uid, found in list(engine.adopted.items()):
+                if uid not in self._containers:
+                    log.warning("removing a container that no assignment names", uid=uid, runtime=found.runtime_id)
+                    self._begin(_record_of(found, name), Desired.GONE)
+
+    # -- containers
+
+    def _begin(self, record: Record, desired: Desired) -> None:
+        assert self._tasks is not None, "the supervisor does not run"
+        engine = self._engines.get(record.assignment.spec.driver or next(iter(self._engines), ""))
+        self._journal.put(record)
+        container = Container(
+            record,
+            desired,
+            engine=engine,
+            around=Surroundings(
+                journal=self._journal,
+                reporter=self.reporter,
+                output=self._output,
+                slots=self._slots,
+                clock_ns=self._clock_ns,
+                pulling=self._pulling,
+            ),
+        )
+        self._containers[record.uid] = container
+        container.task = self._tasks.create_task(self._live(container), name=f"container {record.uid}")
+
+    async def _live(self, container: Container) -> None:
+        try:
+            await container.run()
+        except Exception:
+            # A mistake of the agent's own with one container must not cost the others their agent.
+            log.exception("container task broke", uid=container.uid)
+            await container.give_up()
+        del self._containers[container.uid]
+
+    def _acknowledged(self, uid: str) -> None:
+        if container := self._containers.get(uid):
+            container.changed.set()
+
+    # -- questions
+
+    def drivers(self) -> list[DriverInfo]:
+        return [engine.info for engine in self._engines.values()]
+
+    def pulls(self) -> Mapping[str, PullProgress]:
+        """Progress by uid of those whose image is being pulled."""
+        return self._pulling
+
+    def find(self, uid: str) -> Container | None:
+        """A container of this node, until it is forgotten."""
+        return self._containers.get(uid)
+
+    def running_uids(self) -> dict[str, list[str]]:
+        """By driver: the containers that run now, as far as is known."""
+        found: dict[str, list[str]] = {}
+        for uid, container in self._containers.items():
+            if container.is_running and container.driver is not None:
+                found.setdefault(container.driver.name, []).append(uid)
+        return found
+
+
+def _record_of(found: Adopted, driver: str) -> Record:
+    """What can be said of a container from its labels alone."""
+    labels = found.labels
+    spec = ContainerSpec(
+        driver=driver,
+        workload=labels.get("pwm.workload", ""),
+        replica=int(labels.get("pwm.replica", "0")),
+        attempt=found.attempt,
+    )
+    assignment = Assignment(uid=found.uid, group=labels.get("pwm.group", ""), spec=spec)
+    return Record(found.uid, assignment, runtime_id=found.runtime_id)
