@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CallContext:
     """
-    principal:       who calls, as the authenticator said; None for a public rpc
+    principal:       who calls, as the authenticator said
     peer:            the caller's IP address
     idempotency_key: the caller's name for this change, so that a retry is answered and not done twice; "" = none
     request_id:      names this call in logs and in the answer's X-Request-Id

@@ -107,6 +107,14 @@ def shutting_down() -> ApiError:
     )
 
 
+def no_token() -> ApiError:
+    return ApiError(
+        Code.UNAUTHENTICATED,
+        "no token was sent",
+        next_step="send the header Authorization: Bearer TOKEN; for the command line: pwm profile add",
+    )
+
+
 def no_route(path: str) -> ApiError:
     return HttpError(Code.NOT_FOUND, f"there is nothing at {path[:200]}; /openapi.json lists what there is", status=404)
 

@@ -47,7 +47,7 @@ class Principal(Protocol):
     def name(self) -> str: ...
 
 
-# Who a token (None: there is none) from an address speaks for; ApiError if for nobody.
+# Who a token from an address speaks for; ApiError if for nobody. None: the anonymous caller of a public rpc.
 Authenticate = Callable[[str | None, str], Awaitable[Principal]]
 # Whether the caller may make this request of this rpc (`ResourceService.Get`); ApiError if not.
 Authorize = Callable[[Any, Access, Message, str], None]
@@ -170,7 +170,9 @@ class Gateway:
         if access is None:
             raise ApiError(Code.PERMISSION_DENIED, f"{rpc.name} may be called by nobody: it has no access rule")
         token = requests.bearer_token(request)
-        principal = None if access.public else await self._authenticate(token, peer)
+        if token is None and not access.public:
+            raise failures.no_token()
+        principal = await self._authenticate(None if access.public else token, peer)
         context = CallContext(
             principal=principal,
             peer=peer,
@@ -257,12 +259,15 @@ class Gateway:
 
     async def _admit_page(self, request: web.BaseRequest, access: Access, name: str) -> None:
         """Lets a caller see a page that is no rpc; ApiError if not."""
-        principal = await self._authenticate(requests.bearer_token(request), request.remote or "")
-        self._authorize(principal, access, access, name)
+        token = requests.bearer_token(request)
+        if token is None:
+            raise failures.no_token()
+        self._authorize(await self._authenticate(token, request.remote or ""), access, access, name)
 
 
 def _owner(context: CallContext) -> str:
-    return str(context.principal.name) if context.principal is not None else context.peer
+    """Whose streams are counted together: a caller's, or an address's where the rpc is public."""
+    return str(context.principal.name) or context.peer
 
 
 async def _nothing() -> None:

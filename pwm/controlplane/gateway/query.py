@@ -8,8 +8,9 @@ else costs more than an error.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import unquote_plus
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
@@ -33,19 +34,11 @@ class Setter:
     # Messages on the way to the field.
     parents: tuple[str, ...]
     field: FieldDescriptor
-    set: Callable[[Any, str, str], None]
-
-    def __call__(self, message: Message, text: str) -> None:
-        self.set(self._owner(message), text, self.name)
+    # set(message, text); BadInput if the text is no value of the field
+    set: Callable[[Any, str], None]
 
     def get(self, message: Message) -> Any:
-        return getattr(self._owner(message), self.field.name)
-
-    def _owner(self, message: Message) -> Any:
-        owner: Any = message
-        for parent in self.parents:
-            owner = getattr(owner, parent)
-        return owner
+        return getattr(_owner(message, self.parents), self.field.name)
 
 
 def resolve(descriptor: Descriptor, name: str) -> Setter | None:
@@ -59,9 +52,24 @@ def resolve(descriptor: Descriptor, name: str) -> Setter | None:
         parents.append(field.name)
         descriptor = field.message_type
     field = _field(descriptor, last)
-    if field is None or (field.message_type is not None and field.message_type.full_name not in _TEXT_MESSAGES):
+    if field is None or not is_text(field):
         return None
-    return Setter(name, tuple(parents), field, _set(field))
+    return Setter(name, tuple(parents), field, _nested(tuple(parents), _set(field, name)))
+
+
+def _owner(message: Any, parents: tuple[str, ...]) -> Any:
+    for parent in parents:
+        message = getattr(message, parent)
+    return message
+
+
+def _nested(parents: tuple[str, ...], set_field: Callable[[Any, str], None]) -> Callable[[Any, str], None]:
+    return (lambda message, text: set_field(_owner(message, parents), text)) if parents else set_field
+
+
+def is_text(field: FieldDescriptor) -> bool:
+    """Whether a text can be a value of the field."""
+    return field.message_type is None or field.message_type.full_name in _TEXT_MESSAGES
 
 
 def _field(descriptor: Descriptor, name: str) -> FieldDescriptor | None:
@@ -69,17 +77,20 @@ def _field(descriptor: Descriptor, name: str) -> FieldDescriptor | None:
     return by_name or next((field for field in descriptor.fields if field.json_name == name), None)
 
 
-def _set(field: FieldDescriptor) -> Callable[[Any, str, str], None]:
+def _set(field: FieldDescriptor, path: str) -> Callable[[Any, str], None]:
     name = field.name
     if field.message_type is not None:
         read_message = _DECODER.compile(field.message_type)
         if field.is_repeated:
-            return lambda owner, text, path: read_message(getattr(owner, name).add(), text, path, 0)
-        return lambda owner, text, path: read_message(getattr(owner, name), text, path, 0)
+            return lambda owner, text: read_message(getattr(owner, name).add(), text, path, 0)
+        return lambda owner, text: read_message(getattr(owner, name), text, path, 0)
     read = _reader(field)
     if field.is_repeated:
-        return lambda owner, text, path: assign(getattr(owner, name).append, read(text, path), path)
-    return lambda owner, text, path: assign(lambda value: setattr(owner, name, value), read(text, path), path)
+        return lambda owner, text: assign(getattr(owner, name).append, read(text, path), path)
+    if field.type == FieldDescriptor.TYPE_STRING:
+        # Most of what is in URLs. A decoded URL holds nothing that a text field refuses.
+        return lambda owner, text: setattr(owner, name, text)
+    return lambda owner, text: assign(partial(setattr, owner, name), read(text, path), path)
 
 
 def _reader(field: FieldDescriptor) -> Callable[[str, str], Any]:
@@ -109,23 +120,25 @@ class QueryReader:
 
     def read(self, query: str, message: Message) -> None:
         """Fills `message`; BadInput for what it does not have or cannot hold."""
-        try:
-            pairs = parse_qsl(
-                query, keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=MAX_PARAMETERS
-            )
-        except ValueError as error:
-            raise BadInput("", f"the query is not name=value&name=value in UTF-8, {MAX_PARAMETERS} at most") from error
-        seen: set[tuple[tuple[str, ...], str]] = set()
-        for name, text in pairs:
-            setter = self._setters.get(name) or self._resolve(name)
+        pairs = query.split("&", MAX_PARAMETERS)
+        if len(pairs) > MAX_PARAMETERS:
+            raise BadInput("", f"a query has at most {MAX_PARAMETERS} parameters")
+        seen = set()
+        for pair in pairs:
+            name, equals, text = pair.partition("=")
+            if not equals:
+                raise BadInput("", f"the query is not name=value&name=value: {quoted(pair)}")
+            setter = self._setters.get(name) or self._resolve(decoded(name))
             if not setter.field.is_repeated:
                 target = (setter.parents, setter.field.name)
                 if target in seen:
-                    raise BadInput(name, "is given twice")
+                    raise BadInput(setter.name, "is given twice")
                 seen.add(target)
-            setter(message, text)
+            setter.set(message, decoded(text))
 
     def _resolve(self, name: str) -> Setter:
+        if name in self._setters:
+            return self._setters[name]
         setter = resolve(self._descriptor, name)
         if setter is None:
             raise unknown_field(self._descriptor, name, "")
@@ -134,3 +147,13 @@ class QueryReader:
             raise BadInput(name, "is in the path already")
         self._setters[name] = setter
         return setter
+
+
+def decoded(text: str) -> str:
+    """A parameter without its percent signs."""
+    if "%" not in text and "+" not in text and text.isascii():
+        return text
+    try:
+        return unquote_plus(text.encode("utf-8", "surrogateescape").decode(), errors="strict")
+    except UnicodeDecodeError as error:
+        raise BadInput("", f"the query is not UTF-8: {quoted(text)}") from error

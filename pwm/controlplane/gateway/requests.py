@@ -6,6 +6,7 @@ sends no cross-site JSON without asking first.
 """
 
 import asyncio
+import itertools
 import re
 import secrets
 from typing import Any
@@ -27,6 +28,10 @@ THREAD_BYTES = 256 * 2**10
 MAX_IDEMPOTENCY_KEY_CHARS = 128
 LONGEST_TIMEOUT_S = 24 * 3600
 
+# Request ids: one part that differs between runs of the server, and a count.
+_RUN = secrets.token_hex(5)
+_numbers = itertools.count(1)
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TIMEOUT = re.compile(r"([0-9]{1,8})([HMSmun])")
 _TIMEOUT_UNITS_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
@@ -37,7 +42,7 @@ def request_id(request: web.BaseRequest) -> str:
     given = request.headers.get("X-Request-Id")
     if given is not None and _REQUEST_ID.fullmatch(given):
         return given
-    return secrets.token_hex(8)
+    return f"{_RUN}{next(_numbers):x}"
 
 
 def bearer_token(request: web.BaseRequest) -> str | None:
@@ -97,11 +102,11 @@ class RequestReader:
         for setter, text in zip(self._route.variables, values, strict=True):
             if self._route.body == "*":
                 before = setter.get(message)
-                setter(message, text)
+                setter.set(message, text)
                 if before and before != setter.get(message):
                     raise BadInput(setter.name, "the body and the path do not name the same")
             else:
-                setter(message, text)
+                setter.set(message, text)
 
     async def _read_body(self, body: bytes, message: Message) -> None:
         if len(body) > THREAD_BYTES:

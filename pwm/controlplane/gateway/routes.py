@@ -109,7 +109,7 @@ class Routes:
                 node = literal
             elif node.variable is not None and segment:
                 node = node.variable
-                values.append(_decoded(segment) if "%" in segment else segment)
+                values.append(_decoded(segment) if "%" in segment or not segment.isascii() else segment)
             else:
                 return {}, []
         return node.routes, values
@@ -117,7 +117,7 @@ class Routes:
 
 def _decoded(segment: str) -> str:
     try:
-        return unquote(segment, errors="strict")
+        return unquote(segment.encode("utf-8", "surrogateescape").decode(), errors="strict")
     except UnicodeDecodeError as error:
         raise BadInput("", "the path is not UTF-8 behind its percent signs") from error
 

@@ -8,6 +8,7 @@ files; without it `/` says what this server is. Its headers let pages load from 
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -76,7 +77,8 @@ class Pages:
         self._registry = registry
         self._admit = admit
         self._webui = webui.resolve() if webui is not None and (webui / "index.html").is_file() else None
-        self._openapi = orjson.dumps(openapi.document(routes, title=title, version=version))
+        self._describe_api = partial(openapi.document, routes, title=title, version=version)
+        self._openapi = b""  # written when it is first asked for: it takes 50 ms
         self._pages: dict[str, Page] = {
             "/healthz": self._healthz,
             "/readyz": self._readyz,
@@ -117,6 +119,8 @@ class Pages:
         return await responses.send(request, generate_latest(self._registry), fields)
 
     async def _describe(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
+        if not self._openapi:
+            self._openapi = orjson.dumps(self._describe_api())
         return await responses.json(request, self._openapi, request_id, close=False)
 
     async def _site(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 from prometheus_client import CollectorRegistry
 
 from pwm.api.v1 import resource_pb2
@@ -68,7 +69,9 @@ class World:
         self.contexts.append(context)
 
     async def authenticate(self, token: str | None, peer: str) -> Caller:
-        caller = self.tokens.get(token or "")
+        if token is None:
+            return Caller("")
+        caller = self.tokens.get(token)
         if caller is None:
             raise ApiError(grpc.StatusCode.UNAUTHENTICATED, "log in first", next_step="pwm login")
         return caller
@@ -300,3 +303,20 @@ async def running(world: World | None = None, *, webui: Path | None = None) -> A
         yield Running(gateway, world, port)
     finally:
         await gateway.stop(0.2)
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.fixture
+async def gateway(world: World) -> AsyncIterator[Running]:
+    async with running(world) as started:
+        yield started
+
+
+@pytest.fixture
+def start() -> Any:
+    """Starts a gateway with other settings: `async with start(world, webui=folder) as gateway`."""
+    return running
