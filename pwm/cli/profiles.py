@@ -193,7 +193,8 @@ def write_config(config: dict[str, Any]) -> None:
     path = config_path()
     folder = os.path.dirname(path) or "."
     os.makedirs(folder, mode=0o700, exist_ok=True)
-    text = yaml.safe_dump(config, sort_keys=False, default_flow_style=False, width=10_000)
+    ordered = {name: config[name] for name in ("profile", "api") if name in config} | config
+    text = yaml.safe_dump(ordered, sort_keys=False, default_flow_style=False, width=10_000)
     partial = f"{path}.{os.getpid()}.partial"
     try:
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -87,9 +87,16 @@ def to_yaml(document: object) -> str:
     """Block YAML in the order of the fields; text that another YAML might read as something else is quoted."""
     import yaml
 
-    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-    text: str = yaml.dump(document, Dumper=dumper, sort_keys=False, allow_unicode=True, width=110)
-    return text
+    class Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
+        """Text of several lines as a block, as people write it."""
+
+    def text_of(dumper: Any, text: str) -> Any:
+        block = "\n" in text and not any(line.endswith(" ") for line in text.split("\n"))
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if block else None)
+
+    Dumper.add_representer(str, text_of)
+    dumped: str = yaml.dump(document, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110)
+    return dumped
 
 
 def to_json(document: object) -> str:

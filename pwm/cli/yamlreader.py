@@ -302,10 +302,14 @@ _SYNTAX = (
 )
 
 
+# Problems whose cause is a quote or bracket without an end.
+_LEFT_OPEN = ("end of stream", "did not find expected ','")
+
+
 def _syntax_error(error: yaml.MarkedYAMLError, chunk: Chunk) -> ManifestError:
     mark = error.problem_mark or error.context_mark
-    if "end of stream" in str(error.problem) and error.context_mark is not None:
-        mark = error.context_mark  # where the quote was opened says more than where the text ends
+    if error.context_mark is not None and any(words in str(error.problem) for words in _LEFT_OPEN):
+        mark = error.context_mark  # where it was opened says more than where the text ends
     if mark is None:
         return ManifestError(f"not valid YAML: {error.problem}", Place(chunk.source, chunk.first_line, 1))
     lines = chunk.text.split("\n")

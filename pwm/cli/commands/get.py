@@ -92,31 +92,35 @@ def _follow(invocation: Invocation, kind: str, query: dict[str, Any], output: st
             repeated = type_ == AGAIN
             invocation.out.flush()
         elif type_ != BEAT:
-            line = write(message)
-            if repeated and type_ == ADDED and line in shown:
-                continue
-            shown.add(line)
-            invocation.out.write(line)
+            for line in write(message):
+                if repeated and type_ == ADDED and line in shown:
+                    continue
+                shown.add(line)
+                invocation.say(line)
             if not repeated:
                 invocation.out.flush()
     return exit_codes.DONE
 
 
-def _writer(invocation: Invocation, output: str) -> Callable[[dict[str, Any]], str]:
-    """What a message of the watch looks like."""
+def _writer(invocation: Invocation, output: str) -> Callable[[dict[str, Any]], list[str]]:
+    """The lines that a message of the watch is shown as; the first message brings the table's header."""
     if output == "json":
         from json import dumps
 
-        return lambda message: dumps({"type": message.get("type"), "resource": message.get("resource")}) + "\n"
+        return lambda message: [dumps({"type": message.get("type"), "resource": message.get("resource")})]
     if output == "yaml":
         from pwm.cli.render import to_yaml
 
-        return lambda message: f"--- # {message.get('type')}\n" + to_yaml(message.get("resource"))
+        return lambda message: [f"--- # {message.get('type')}\n" + to_yaml(message.get("resource")).rstrip("\n")]
     if not invocation.colour or output == "name":
-        return lambda message: str(message.get("text", "")).rstrip("\n") + "\n"
+        return lambda message: str(message.get("text", "")).splitlines()
     from pwm.cli.render import coloured_table
 
-    return lambda message: coloured_table(str(message.get("text", "")).rstrip("\n") + "\n", header=False)
+    def coloured(message: dict[str, Any]) -> list[str]:
+        text = str(message.get("text", ""))
+        return coloured_table(text, header="\n" in text).splitlines()
+
+    return coloured
 
 
 COMMANDS = {
