@@ -208,7 +208,8 @@ def _gpu(document: Json) -> GpuRow:
     return GpuRow(
         node=document.get("node", ""),
         index=_int(document, "index"),
-        product=document.get("product_name", ""),
+        # Every one of them is; the model is what tells them apart.
+        product=str(document.get("product_name", "")).removeprefix("NVIDIA "),
         utilization=float(usage.get("utilization", 0)),
         memory_used=_int(usage, "memoryUsedBytes"),
         memory_total=_int(usage, "memoryTotalBytes"),
