@@ -45,7 +45,7 @@ async def follow(kv: KV, keys: Keys, after_revision: int, *, proof_interval_s: f
                 continue
             due = loop.time() + proof_interval_s
             try:
-                advanced = await proof.check()
+                advanced = await proof.check(quiet=not batch.events)
             except errors.Unavailable as error:
                 log.info("proof of completeness postponed", error=str(error))
                 continue
@@ -79,7 +79,7 @@ class _Proof:
         self._proved = after_revision
         # Head key -> last revision delivered, since the last proof.
         self._delivered: dict[StreamId, int] = {}
-        # The newest change seen in the last proof that had not been delivered yet: due by the next one.
+        # The newest change seen in the last proof that had not been delivered yet.
         self._owed = 0
 
     def note(self, changes: Changes) -> None:
@@ -93,19 +93,23 @@ class _Proof:
         if now < self.reached:
             raise errors.RevisionWentBack(seen=self.reached, now=now)
 
-    async def check(self) -> bool:
-        """Raises Missed. Returns whether `reached` could be moved on to the store's present revision."""
+    async def check(self, *, quiet: bool) -> bool:
+        """Raises Missed. Returns whether `reached` could be moved on to the store's present revision.
+
+        `quiet`: the watch has just said that it has nothing. Then what the last proof saw coming is overdue;
+        while it is still delivering, it may simply be behind.
+        """
         heads = self._keys.all_heads
         page = await self._kv.range(heads, prefix_end(heads), keys_only=True, min_mod_revision=self._proved + 1)
         if page.revision < self.reached:
             raise errors.RevisionWentBack(seen=self.reached, now=page.revision)
+        due = max(self.reached, self._owed) if quiet else self.reached
         missed: list[StreamId] = []
         newest = 0
         for kv in page.kvs:
             newest = max(newest, kv.mod_revision)
             stream = self._keys.parse_stream(kv.key, section=heads)
-            overdue = kv.mod_revision <= max(self.reached, self._owed)
-            if overdue and self._delivered.get(stream, 0) < kv.mod_revision:
+            if kv.mod_revision <= due and self._delivered.get(stream, 0) < kv.mod_revision:
                 missed.append(stream)
         if missed:
             raise errors.Missed(tuple(missed), revision=self.reached)
