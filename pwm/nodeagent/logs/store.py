@@ -7,7 +7,7 @@ most of that work without holding the interpreter, so the agent's loop goes on b
 
 A log outlives its container: it is kept until it is forgotten, too old, or in the way of newer ones.
 
-The supervisor calls `follow` when a container starts (or was found running), `drained` when it has ended, and
+The supervisor calls `follow` when a container starts (or was found running), `finish` when it has ended, and
 reports its end after that, so whoever sees the end can read the whole log. The relay calls `read`.
 """
 
@@ -122,7 +122,7 @@ class LogStore:
         log.source = open_source(source, log.spool.cursor)
         self._new.put_nowait(uid)
 
-    async def drained(self, uid: str) -> None:
+    async def finish(self, uid: str) -> None:
         """The container has ended: returns when all it printed is in the spool. Harmless when nothing is followed."""
         log = self._logs.get(uid)
         if log is None or log.source is None:
