@@ -55,9 +55,19 @@ CHANNEL_OPTIONS: list[tuple[str, int]] = [
 ]
 
 # What etcd says before anything is proposed to raft, so that a write may be sent again.
-_NOT_PROPOSED = ("no leader", "not capable", "too many requests", "unhealthy cluster", "is stopping")
+_NOT_PROPOSED = ("no leader", "not capable", "too many requests", "unhealthy cluster")
 # What gRPC says when no connection was made.
 _NOT_SENT = ("failed to connect", "connection refused", "name resolution", "dns resolution", "no route to host")
+
+# For a read: this member could not answer, another one may. UNKNOWN is how etcd passes on its own time-outs.
+_ASK_ANOTHER = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.ABORTED,
+)
 
 
 @dataclass(slots=True)
@@ -126,12 +136,10 @@ def translate(error: grpc.aio.AioRpcError, *, write: bool) -> errors.KVError:
     known = _known(code, lowered, text)
     if known is not None:
         return known
-    never_applied = not write or any(s in lowered for s in _NOT_PROPOSED + _NOT_SENT)
-    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
+    if write:
+        never_applied = any(s in lowered for s in _NOT_PROPOSED + _NOT_SENT)
         return errors.Unavailable(text) if never_applied else errors.Ambiguous(text)
-    if write or "timed out" in lowered:
-        return errors.Ambiguous(text) if write else errors.Unavailable(text)
-    return errors.KVError(text)
+    return errors.Unavailable(text) if code in _ASK_ANOTHER else errors.KVError(text)
 
 
 def _known(code: grpc.StatusCode, lowered: str, text: str) -> errors.KVError | None:
