@@ -53,15 +53,14 @@ _VOLUME_NAME = re.compile(r"(pwm\.)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])
 # Fields that are kept, but that nothing acts on yet: where, and what that means.
 _NOT_YET: dict[str, tuple[tuple[str, str], ...]] = {
     "Workload": (
-        ("spec.volumes", "the container starts without its volumes, and what it writes there is lost with it"),
+        ("spec.volumes", "volumes are not mounted, so the workload waits and does not start"),
         ("spec.idle", "idle workloads are not paused"),
         ("spec.notify", "nobody is notified"),
         ("spec.onNodeLost", "a workload waits for its node"),
-        ("spec.config.secretEnv", "there are no secrets yet, so the variables are not set"),
-        ("spec.config.health", "the command is not run"),
+        ("spec.config.secretEnv", "there are no secrets, so no node takes the workload"),
     ),
     "Storage": (("spec", "nothing is stored there"),),
-    "Volume": (("spec", "workloads start without it"),),
+    "Volume": (("spec", "workloads that mount it wait"),),
     "ResourceCredit": (("spec.credit", "nothing is charged"),),
     "User": (("spec.limits", "the limits are not enforced"),),
 }
@@ -81,7 +80,7 @@ def forbidden_options(kind: str, root: Item, findings: Findings) -> None:
 def _forbidden_in(mapping: dict[str, Item] | None, findings: Findings, *, spared: str) -> None:
     for key in list(mapping or {}):
         instead = FORBIDDEN_OPTIONS.get(key.replace("_", "").replace("-", "").lower())
-        if instead is not None and key != spared and mapping is not None:
+        if instead is not None and key != spared and mapping is not None and mapping[key].value is not None:
             path = mapping.pop(key).path
             _forbid(path, f"{path} is not allowed: containers cannot be given it", instead, findings)
 
@@ -150,6 +149,9 @@ def _workload(root: Item, findings: Findings) -> None:
     _environment(root, findings, process=process)
     _volume_mounts(root, findings)
     _ports(root, findings)
+    user = _at(root, "spec.config.user")
+    if user is not None and user.mapping is not None and child(user, "uid") is None:
+        findings.refuse(below(user, "uid"), f"{user.path} has no uid", "write user: {uid: 1000, gid: 1000}")
     idle, warn = _at(root, "spec.idle.pauseAfter"), _at(root, "spec.idle.warnBefore")
     if warn is not None and idle is None:
         findings.refuse(warn.path, f"{warn.path} needs spec.idle.pauseAfter", "write idle: {pauseAfter: 15m}")

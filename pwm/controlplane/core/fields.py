@@ -33,6 +33,8 @@ IMAGE = re.compile(
     r"[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*)*"
     r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@[a-z0-9]+:[0-9a-f]{32,128})?"
 )
+REGISTRY = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]{1,5})?")
+REPOSITORY = re.compile(r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*")
 MAX_PATH_CHARS = 1024
 MAX_INT32 = 2**31 - 1
 
@@ -105,6 +107,8 @@ name = matching(
 image = matching(
     IMAGE, rule="that is no image reference", next_step="write repository/name:tag in lower case, such as ubuntu:24.04"
 )
+registry = matching(REGISTRY, rule="a registry is a host name, with :port where it needs one")
+repository = matching(REPOSITORY, rule="a repository is a path in lower case, such as team/project")
 host_name = matching(HOST_NAME, rule="a host name is made of letters, digits and '-', with '.' between its parts")
 
 
@@ -255,7 +259,7 @@ def cpu_count(item: Item, findings: Findings) -> str | None:
     if value is None:
         findings.refuse(item.path, f"{item.path} must be a number of CPUs, not {shown(item.value)}", "write 8 or 500m")
         return None
-    if value == "" or value.lower() == NONE:
+    if value == "" or value.lower() == NONE or is_any(value):
         return ""
     try:
         millis = quantity.parse_cpu(value)
@@ -366,7 +370,8 @@ def own_label_key(item: Item, findings: Findings) -> str | None:
     """A label that users may set: `pwm.*` is how PWM finds its own things."""
     value = label_key(item, findings)
     if value is not None and value.lower().startswith("pwm."):
-        findings.refuse(item.path, f"label {shown(value)} is reserved: labels that begin with pwm. are PWM's own")
+        said = f"label {shown(value)} is reserved: labels that begin with pwm. are PWM's own"
+        findings.refuse(item.path, said, "choose another name")
         return None
     return value
 

@@ -42,13 +42,9 @@ class Parsed:
 class Refused(Exception):
     """A document that cannot be applied, and all that is wrong with it."""
 
-    def __init__(self, problems: list[Problem], *, kind: str = "", name: str = "", group: str = "") -> None:
+    def __init__(self, problems: list[Problem]) -> None:
         super().__init__("; ".join(problem.message for problem in problems))
         self.problems = problems
-        # As far as they could be read, for the answer's line about this document.
-        self.kind = kind
-        self.name = name
-        self.group = group
 
 
 def parse_document(document: Mapping[str, Json], *, default_group: str) -> Parsed:
@@ -57,7 +53,7 @@ def parse_document(document: Mapping[str, Json], *, default_group: str) -> Parse
     root = _plant(document, findings)
     kind = _kind(root, findings) if root is not None else ""
     if root is None or not kind or findings.problems:
-        raise _refused(findings, root, kind, default_group)
+        raise Refused(findings.problems)
     mapping = root.mapping or {}
     for key in ("apiVersion", "kind", *_SERVER_SET):
         mapping.pop(key, None)
@@ -67,7 +63,7 @@ def parse_document(document: Mapping[str, Json], *, default_group: str) -> Parse
     schema.read(message, root, findings)
     admission.check(kind, root, findings)
     if findings.problems:
-        raise _refused(findings, root, kind, default_group)
+        raise Refused(findings.problems)
     if kinds.APPLIED[kind].grouped and not message.metadata.group:
         message.metadata.group = default_group
     admission.warn_not_yet(kind, root, findings)
@@ -127,14 +123,3 @@ def _version(item: Item | None, findings: Findings) -> None:
     if item is not None and item.value != API_VERSION:
         said = f"apiVersion is {shown(item.value)}, which this server does not know"
         findings.refuse("apiVersion", said, f"write apiVersion: {API_VERSION}")
-
-
-def _refused(findings: Findings, root: Item | None, kind: str, default_group: str) -> Refused:
-    name, group = child(root, "metadata", "name"), child(root, "metadata", "group")
-    fallback = default_group if kind in kinds.APPLIED and kinds.APPLIED[kind].grouped else ""
-    return Refused(
-        findings.problems,
-        kind=kind,
-        name=(name.text or "") if name is not None else "",
-        group=(group.text or fallback) if group is not None else fallback,
-    )

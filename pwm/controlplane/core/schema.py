@@ -70,6 +70,8 @@ _READERS: dict[tuple[str, str], Reader] = {
     ("CPUSelector", "product_name"): fields.any_or_names,
     ("CPUSelector", "count"): fields.cpu_count,
     ("Image", "image"): fields.image,
+    ("Image", "registry"): fields.registry,
+    ("Image", "repository"): fields.repository,
     ("Config", "cmd"): _WORDS,
     ("Config", "entrypoint"): _WORDS,
     ("Config", "working_dir"): fields.absolute_path,

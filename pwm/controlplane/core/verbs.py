@@ -70,7 +70,8 @@ def _list(entry: Item) -> list[Item]:
 
 
 def _granted(verbs: list[Item], path: str) -> Item:
-    return Item({"verbs": Item(verbs, path)}, path)
+    once = {verb.text: verb for verb in verbs}
+    return Item({"verbs": Item(list(once.values()), path)}, path)
 
 
 def _unknown_kind(word: str, entry: Item, findings: Findings) -> None:
