@@ -28,7 +28,7 @@ class Cluster:
         self.nodes: Mapping[str, NodeState] = MappingProxyType(self._states)
         self._holdings: dict[str, Holding] = {}
         self._by_node: dict[str, dict[str, Holding]] = {}
-        self._live: dict[str, int] = {}  # workload uid -> live containers
+        self._spread: dict[str, dict[str, int]] = {}  # workload uid -> node -> its live containers there
         self._table: Table | None = None
         # Grows with every change, so that answers can be kept until one.
         self.revision = 0
@@ -69,9 +69,12 @@ class Cluster:
         if holding is None:
             return
         del self._by_node[holding.node][uid]
-        self._live[holding.workload_uid] -= 1
-        if not self._live[holding.workload_uid]:
-            del self._live[holding.workload_uid]
+        spread = self._spread[holding.workload_uid]
+        spread[holding.node] -= 1
+        if not spread[holding.node]:
+            del spread[holding.node]
+        if not spread:
+            del self._spread[holding.workload_uid]
         state = self._states.get(holding.node)
         if state is not None:
             state.release(uid)
@@ -79,7 +82,7 @@ class Cluster:
 
     def clear(self) -> None:
         """Forget everything, to be told anew."""
-        for kept in (self._states, self._holdings, self._by_node, self._live):
+        for kept in (self._states, self._holdings, self._by_node, self._spread):
             kept.clear()
         self._table = None
         self._forget_answers()
@@ -87,7 +90,8 @@ class Cluster:
     def _hold(self, holding: Holding) -> None:
         self._holdings[holding.uid] = holding
         self._by_node.setdefault(holding.node, {})[holding.uid] = holding
-        self._live[holding.workload_uid] = self._live.get(holding.workload_uid, 0) + 1
+        spread = self._spread.setdefault(holding.workload_uid, {})
+        spread[holding.node] = spread.get(holding.node, 0) + 1
         state = self._states.get(holding.node)
         if state is not None:
             state.hold(holding)
@@ -104,13 +108,13 @@ class Cluster:
 
     def live_replicas(self, workload_uid: str) -> int:
         """How many containers of a workload hold resources."""
-        return self._live.get(workload_uid, 0)
+        return sum(self._spread.get(workload_uid, {}).values())
 
     def scratch(self) -> Scratch:
         """A copy of what is free, to plan on."""
         if self._table is None:
             self._table = Table(list(self._states.values()))
-        return Scratch(self._table)
+        return Scratch(self._table, self._spread)
 
 
 def _same_size(before: NodeState, after: NodeState) -> bool:

@@ -6,7 +6,7 @@ that is worked out for one (which nodes match, why it does not fit) is worked ou
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from pwm.api.v1.workload_pb2 import Config, Selectors, Workload
@@ -39,6 +39,15 @@ class Demand:
     volumes: bool = False
     # A sentence when the spec cannot be read; such a workload is refused alone and never stops the others.
     invalid: str = ""
+    # Demands are looked up far more often than made.
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        parts = (self.node, self.labels, self.gpu_products, self.gpus, self.cpu_millis, self.memory_bytes)
+        object.__setattr__(self, "_hash", hash(parts))
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 def demand_of(workload: Workload) -> Demand:

@@ -7,6 +7,8 @@ it. It claims no more than was seen: "no node that matches has ..." when others 
 from collections import defaultdict
 from collections.abc import Callable
 
+import numpy as np
+
 from pwm.api.v1.common_pb2 import Reason
 from pwm.api.v1.workload_pb2 import Workload
 from pwm.controlplane.core.scheduling.cluster import Cluster
@@ -44,12 +46,12 @@ def explain_demand(scratch: Scratch, demand: Demand, *, together: int = 1) -> Ex
         return explanation
     survey = Survey(scratch, demand)
     capacity = scratch.capacity_for(demand)
-    hosts = [row for row, verdict in survey.verdicts.items() if verdict.stage >= Stage.READY]
+    hosts = survey.rows[survey.stages[survey.rows] >= Stage.READY]
     return Explanation(
         reason=_main_reason(survey, together),
         refusals=_by_node(survey),
         changes=changes_that_help(survey, together=together),
-        possible=sum(int(capacity[row]) for row in hosts) >= together,
+        possible=int(capacity[hosts].sum()) >= together,
     )
 
 
@@ -60,9 +62,11 @@ def _refused(code: Reason.Code.ValueType, message: str) -> Explanation:
 def _by_node(survey: Survey) -> list[tuple[Reason, tuple[str, ...]]]:
     """What the nodes said, most frequent first; nodes that fit said nothing."""
     said: dict[Refusal, list[str]] = defaultdict(list)
-    for row, verdict in survey.verdicts.items():
-        if verdict.stage != Stage.FITS:
-            said[verdict].append(survey.table.names[row])
+    order = survey.rows[np.argsort(survey.said[survey.rows], kind="stable")]
+    for rows in np.split(order, np.flatnonzero(np.diff(survey.said[order])) + 1):
+        refusal = survey.refusal(rows[0])
+        if refusal.stage != Stage.FITS:
+            said[refusal] += [survey.table.names[row] for row in rows.tolist()]
     ranked = sorted(said.items(), key=lambda item: (-len(item[1]), -item[0].stage, item[1]))
     return [(Reason(code=refusal.code, message=refusal.sentence), tuple(names)) for refusal, names in ranked]
 
@@ -74,12 +78,12 @@ def _main_reason(survey: Survey, together: int) -> Reason:
         return _fitting_reason(survey, together)
     if stage == Stage.READY:
         return _readiness_reason(survey, rows)
-    row = survey.closest(rows)
-    refusal, name = survey.verdicts[row], survey.table.names[row]
-    if len(survey.verdicts) == 1 and stage < Stage.GPU_CAPACITY:
+    row = survey.closest(stage)
+    refusal, name = survey.refusal(row), survey.table.names[row]
+    if len(survey.rows) == 1 and stage < Stage.GPU_CAPACITY:
         message = f"{name} {refusal.sentence}"
     elif stage in _NOBODY_HAS:
-        reached_by_all = len(rows) == len(survey.verdicts)
+        reached_by_all = len(rows) == len(survey.rows)
         message = _NOBODY_HAS[stage](survey, "no node" if reached_by_all else "no node that matches")
     elif stage in (Stage.DRIVER_READY, Stage.RESERVED):
         message = f"{name} {refusal.sentence}"
@@ -100,7 +104,7 @@ def _fitting_reason(survey: Survey, together: int) -> Reason:
 def _readiness_reason(survey: Survey, rows: list[int]) -> Reason:
     said: dict[Refusal, int] = defaultdict(int)
     for row in rows:
-        said[survey.verdicts[row]] += 1
+        said[survey.refusal(row)] += 1
     most = max(said, key=lambda refusal: (said[refusal], refusal.sentence))
     codes = {refusal.code for refusal in said}
     if len(rows) == 1:

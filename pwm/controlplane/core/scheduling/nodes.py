@@ -129,7 +129,6 @@ class NodeState:
     holdings: dict[str, Holding] = field(default_factory=dict)
     gpu_holders: dict[str, str] = field(default_factory=dict)  # GPU uuid -> container uid
     core_holders: dict[int, str] = field(default_factory=dict)  # exclusive core -> container uid
-    replicas: dict[str, int] = field(default_factory=dict)  # workload uid -> containers here
 
     @staticmethod
     def of(node: Node, holdings: Iterable[Holding] = ()) -> "NodeState":
@@ -176,7 +175,6 @@ class NodeState:
         self.used_memory_bytes += holding.memory_bytes
         self.gpu_holders.update(dict.fromkeys(holding.gpu_uuids, holding.uid))
         self.core_holders.update(dict.fromkeys(holding.cpu_ids, holding.uid))
-        self.replicas[holding.workload_uid] = self.replicas.get(holding.workload_uid, 0) + 1
 
     def release(self, uid: str) -> None:
         holding = self.holdings.pop(uid)
@@ -188,6 +186,3 @@ class NodeState:
         for core in holding.cpu_ids:
             if self.core_holders.get(core) == uid:
                 del self.core_holders[core]
-        self.replicas[holding.workload_uid] -= 1
-        if not self.replicas[holding.workload_uid]:
-            del self.replicas[holding.workload_uid]

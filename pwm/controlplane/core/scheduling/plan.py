@@ -140,7 +140,7 @@ class _Planning:
             return None
         screen = self.scratch.table.screen(demand)
         # The node that was filled last is still the fullest that could do, unless it does no more.
-        if self._last is not None and demand == self._last[0] and demand.affinity == Config.Fill:
+        if self._last is not None and demand is self._last[0] and demand.affinity == Config.Fill:
             row = self._last[1]
             if self.scratch.fits_at(row, demand, screen):
                 return row

@@ -36,17 +36,18 @@ def best_row(scratch: Scratch, fits: Bools, *, demand: Demand, waiting: Waiting,
 
 
 def _distribute(scratch: Scratch, fits: Bools, demand: Demand, workload_uid: str) -> int | None:
-    rows: Ints = np.flatnonzero(fits)
-    if not rows.size:
-        return None
-    states, placed = scratch.table.states, scratch.replicas.get(workload_uid, {})
-    replicas = np.array([states[row].replicas.get(workload_uid, 0) + placed.get(row, 0) for row in rows.tolist()])
-    rows = rows[replicas == replicas.min()]
     if demand.gpus:
-        free, all_of = scratch.free_gpus[rows], scratch.table.gpus[rows]
+        unused = scratch.free_gpus / np.maximum(scratch.table.gpus, 1)
     else:
-        free, all_of = scratch.free_cpu_millis[rows], scratch.table.cores[rows] * CORE_MILLIS
-    return int(rows[(free / np.maximum(all_of, 1)).argmax()])
+        unused = scratch.free_cpu_millis / np.maximum(scratch.table.cores * CORE_MILLIS, 1)
+    replicas = scratch.replicas(workload_uid)
+    without = fits.copy()
+    without[[row for row, count in replicas.items() if count]] = False
+    row = int(np.where(without, unused, -1.0).argmax())
+    if without[row]:
+        return row
+    with_some = [row for row in replicas if fits[row]]
+    return min(with_some, key=lambda row: (replicas[row], -unused[row], row), default=None)
 
 
 def _random(fits: Bools, waiting: Waiting, seed: int) -> int | None:

@@ -8,6 +8,7 @@ Within a plan resources only shrink (what a gang gives back was free before it),
 nowhere once fits nowhere for the rest of the plan.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +40,7 @@ class Reservation:
     cpu_millis: int
     memory_bytes: int
     gpus: int
+    cores: int
 
 
 class Scratch:
@@ -47,19 +49,21 @@ class Scratch:
     __slots__ = (
         "_cores_taken",
         "_gpus_taken",
+        "_placed",
+        "_spread",
         "free_cores",
         "free_cpu_millis",
         "free_gpus",
         "free_memory_bytes",
         "free_model_gpus",
-        "replicas",
         "reservations",
         "table",
         "tightness",
     )
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, spread: Mapping[str, Mapping[str, int]]) -> None:
         self.table = table
+        self._spread = spread
         self.free_cpu_millis = table.free_cpu_millis.copy()
         self.free_memory_bytes = table.free_memory_bytes.copy()
         self.free_cores = table.free_cores.copy()
@@ -67,7 +71,7 @@ class Scratch:
         self.free_model_gpus = table.free_model_gpus.copy()
         self.tightness = table.tightness.copy()
         self.reservations: dict[int, Reservation] = {}
-        self.replicas: dict[str, dict[int, int]] = {}  # workload uid -> row -> replicas there
+        self._placed: dict[str, dict[int, int]] = {}  # workload uid -> row -> replicas that this plan placed there
         self._gpus_taken: dict[int, set[str]] = {}
         self._cores_taken: dict[int, set[int]] = {}
 
@@ -125,6 +129,17 @@ class Scratch:
         """Whether so many replicas fit now, together."""
         return int(self.room(demand).sum()) >= replicas
 
+    def replicas(self, workload_uid: str) -> dict[int, int]:
+        """How many replicas of a workload each row has; rows without are left out."""
+        there = {
+            self.table.rows[node]: count
+            for node, count in self._spread.get(workload_uid, {}).items()
+            if node in self.table.rows
+        }
+        for row, count in self._placed.get(workload_uid, {}).items():
+            there[row] = there.get(row, 0) + count
+        return there
+
     def take(self, row: int, demand: Demand, *, workload_uid: str) -> Taken:
         """Give one replica what it needs on a row where it fits."""
         screen = self.table.screen(demand)
@@ -152,18 +167,19 @@ class Scratch:
         """
         screen = self.table.screen(demand)
         before = self.reservations.get(row)
+        cores = int(screen.cpu_millis[row]) // CORE_MILLIS if demand.exclusive else 0
         reservation = Reservation(
             whom,
             int(screen.cpu_millis[row]) + (before.cpu_millis if before else 0),
             int(screen.memory_bytes[row]) + (before.memory_bytes if before else 0),
             demand.gpus + (before.gpus if before else 0),
+            cores + (before.cores if before else 0),
         )
         self.reservations[row] = reservation
         self.free_cpu_millis[row] -= screen.cpu_millis[row]
         self.free_memory_bytes[row] -= screen.memory_bytes[row]
         self.free_gpus[row] -= demand.gpus
-        if demand.exclusive:
-            self.free_cores[row] -= screen.cpu_millis[row] // CORE_MILLIS
+        self.free_cores[row] -= cores
         left = demand.gpus
         for model in screen.models[:-1]:
             kept = min(left, max(0, int(self.free_model_gpus[model, row])))
@@ -209,5 +225,5 @@ class Scratch:
             int(self.free_cpu_millis[row]),
             int(self.free_memory_bytes[row]),
         )
-        placed = self.replicas.setdefault(taken.workload_uid, {})
+        placed = self._placed.setdefault(taken.workload_uid, {})
         placed[row] = placed.get(row, 0) - sign

@@ -181,10 +181,10 @@ def _wait(survey: Survey) -> Change | None:
     stage = survey.furthest
     if stage < Stage.READY or stage == Stage.FITS:
         return None
-    row = survey.closest(survey.at(stage))
+    row = survey.closest(stage)
     name = survey.table.names[row]
     if stage in (Stage.READY, Stage.DRIVER_READY):
-        return Change(f"wait for {name}, which {survey.verdicts[row].sentence}")
+        return Change(f"wait for {name}, which {survey.refusal(row).sentence}")
     if stage == Stage.RESERVED:
         return Change(f"wait for {survey.scratch.reservations[row].whom}, to start on {name}")
     gpus, cpu, memory = survey.short(row)

@@ -1,56 +1,68 @@
 """How far each node got with one demand: the filters again, told node by node.
 
-`scratch.py` asks the same questions over all nodes at once and only learns yes or no; this is for people. What is
-free is counted as it is, without reservations; a node that is only kept for somebody else says so.
+`scratch.py` asks the same questions and only wants yes or no; this is for people. What is free is counted as
+it is, without reservations; a node that is only kept for somebody else says so. It works on columns too, for
+on a large cluster a queue has many demands to explain: `said` holds for each row a place in `refusals`.
 """
-
-from collections.abc import Iterator
 
 import numpy as np
 
 from pwm.api.v1.common_pb2 import Reason
 from pwm.controlplane.core.scheduling.demand import CORE_MILLIS, Demand
-from pwm.controlplane.core.scheduling.filters import readiness_refusal, selector_refusal
+from pwm.controlplane.core.scheduling.filters import READINESS, SELECTORS
 from pwm.controlplane.core.scheduling.scratch import Scratch
 from pwm.controlplane.core.scheduling.shares import Ints
+from pwm.controlplane.core.scheduling.table import PASSES, Bools
 from pwm.controlplane.core.scheduling.verdicts import Refusal, Stage, counted, listed
 from pwm.quantity import format_bytes, format_cpu
 
-FITS = Refusal(Stage.FITS, Reason.WAITING_FOR_SCHEDULER, "fits")
+_FITS = Refusal(Stage.FITS, Reason.WAITING_FOR_SCHEDULER, "fits")
 
 
 class Survey:
-    """`rows` are the nodes that were asked, `verdicts` what they said."""
+    """`rows` are the nodes that were asked: all, or the one that the demand names."""
 
     def __init__(self, scratch: Scratch, demand: Demand) -> None:
         self.scratch, self.demand, self.table = scratch, demand, scratch.table
         self.screen = self.table.screen(demand)
         self.free_cpu_millis = scratch.free_cpu_millis.copy()
         self.free_memory_bytes = scratch.free_memory_bytes.copy()
+        self.free_cores = scratch.free_cores.copy()
         self.free_gpus: Ints = np.array(scratch.free_gpus_for(self.screen), np.int64)
         for row, kept in scratch.reservations.items():
             self.free_cpu_millis[row] += kept.cpu_millis
             self.free_memory_bytes[row] += kept.memory_bytes
+            self.free_cores[row] += kept.cores
             self.free_gpus[row] += kept.gpus
         models = list(self.screen.models)
         self.model_gpus: Ints = self.table.model_gpus[models].sum(axis=0)
         self.working_gpus: Ints = self.table.working_model_gpus[models].sum(axis=0)
-        self._known: dict[tuple[Stage, int, int, int, int], Refusal] = {}
-        self.rows = [self.table.rows[demand.node]] if demand.node else list(range(len(self.table.names)))
-        self.verdicts = dict(zip(self.rows, self._verdicts(), strict=True))
+        self.rows: Ints = np.arange(len(self.table.names))
+        if demand.node:
+            self.rows = np.array([self.table.rows[demand.node]])
+        self.refusals = [*self.table.refusals]
+        self.said: Ints = np.full(len(self.table.names), PASSES)
+        self._ask()
+        stages = np.array([refusal.stage for refusal in self.refusals])
+        self.stages: Ints = stages[self.said]
+        self.furthest = Stage(int(self.stages[self.rows].max()))
 
-    @property
-    def furthest(self) -> Stage:
-        """The stage that the best node came to."""
-        return max(verdict.stage for verdict in self.verdicts.values())
+    def refusal(self, row: int) -> Refusal:
+        """What a row said."""
+        return self.refusals[int(self.said[row])]
 
     def at(self, stage: Stage) -> list[int]:
         """The rows that came to this stage."""
-        return [row for row, verdict in self.verdicts.items() if verdict.stage == stage]
+        there: list[int] = self.rows[self.stages[self.rows] == stage].tolist()
+        return there
 
-    def closest(self, rows: list[int]) -> int:
-        """The row that is short of the least: GPUs first, then CPU, then memory."""
-        return min(rows, key=self.short)
+    def closest(self, stage: Stage) -> int:
+        """Of the rows that came to this stage the one that is short of the least: GPUs first, then CPU, then memory."""
+        rows = np.array(self.at(stage))
+        short_gpus = np.maximum(self.demand.gpus - self.free_gpus[rows], 0)
+        short_cpu = np.maximum(self.screen.cpu_millis[rows] - self.free_cpu_millis[rows], 0)
+        short_memory = np.maximum(self.screen.memory_bytes[rows] - self.free_memory_bytes[rows], 0)
+        return int(rows[np.lexsort((short_memory, short_cpu, short_gpus))[0]])
 
     def short(self, row: int) -> tuple[int, int, int]:
         """How many GPUs, thousandths of cores and bytes the row lacks right now."""
@@ -60,78 +72,76 @@ class Survey:
             max(0, int(self.screen.memory_bytes[row] - self.free_memory_bytes[row])),
         )
 
-    def _verdicts(self) -> Iterator[Refusal]:
-        kinds = self.table.kinds
-        selector = [selector_refusal(self.demand, kind) for kind in kinds]
-        readiness = [readiness_refusal(self.demand, kind) for kind in kinds]
-        fits = self.scratch.fitting(self.demand, self.screen)
-        for row in self.rows:
-            place = int(self.table.kind[row])
-            if fits[row]:
-                yield FITS
-                continue
-            yield (
-                selector[place]
-                or (self._capacity(row) if kinds[place].joined else None)
-                or readiness[place]
-                or self._free(row)
-                or self._kept(row)
-            )
+    def _ask(self) -> None:
+        """The filters in the order of the stages; the first no of a row stands."""
+        table, demand, need_cpu, need_memory = self.table, self.demand, self.screen.cpu_millis, self.screen.memory_bytes
+        fits = self.scratch.fitting(demand, self.screen)
+        self._answer(fits, np.full_like(self.said, self._place(_FITS)))
+        for selector in SELECTORS:
+            self._answer(self.said == PASSES, table.answers(selector, demand))
+        joined: Bools = np.array([kind.joined for kind in table.kinds], np.bool_)[table.kind]
+        node_cpu = table.cores * CORE_MILLIS
+        self._refuse(Stage.GPU_CAPACITY, joined & (self.model_gpus < demand.gpus), self.model_gpus)
+        self._refuse(Stage.CPU_CAPACITY, joined & (node_cpu < need_cpu), need_cpu, node_cpu)
+        self._refuse(
+            Stage.MEMORY_CAPACITY, joined & (table.memory_bytes < need_memory), need_memory, table.memory_bytes
+        )
+        self._answer(self.said == PASSES, table.answers(READINESS, demand))
+        broken = self.model_gpus - self.working_gpus
+        if demand.gpus:
+            self._refuse(Stage.GPU_FREE, self.free_gpus < demand.gpus, self.free_gpus, self.model_gpus, broken)
+        self._refuse(Stage.CPU_FREE, self.free_cpu_millis < need_cpu, need_cpu, self.free_cpu_millis, node_cpu)
+        if demand.exclusive:
+            free_whole = self.free_cores * CORE_MILLIS
+            self._refuse(Stage.CPU_FREE, free_whole < need_cpu, need_cpu, free_whole, node_cpu)
+        short = self.free_memory_bytes < need_memory
+        self._refuse(Stage.MEMORY_FREE, short, need_memory, self.free_memory_bytes, table.memory_bytes)
+        for row in np.flatnonzero(self.said == PASSES).tolist():
+            self.said[row] = self._place(self._kept(row))
 
-    def _capacity(self, row: int) -> Refusal | None:
-        """More than the node has, whatever is free."""
-        gpus, cores, memory = int(self.model_gpus[row]), int(self.table.cores[row]), int(self.table.memory_bytes[row])
-        need_cpu, need_memory = int(self.screen.cpu_millis[row]), int(self.screen.memory_bytes[row])
-        if gpus < self.demand.gpus:
-            return self._refusal(Stage.GPU_CAPACITY, self.demand.gpus, gpus)
-        if cores * CORE_MILLIS < need_cpu:
-            return self._refusal(Stage.CPU_CAPACITY, need_cpu, cores * CORE_MILLIS)
-        if memory < need_memory:
-            return self._refusal(Stage.MEMORY_CAPACITY, need_memory, memory)
-        return None
+    def _answer(self, which: Bools, answers: Ints) -> None:
+        np.copyto(self.said, answers, where=which)
 
-    def _free(self, row: int) -> Refusal | None:
-        """More than is free on the node."""
-        gpus, cpu, memory = self.short(row)
-        need_cpu, total_cpu = int(self.screen.cpu_millis[row]), int(self.table.cores[row]) * CORE_MILLIS
-        if gpus:
-            total, working = int(self.model_gpus[row]), int(self.working_gpus[row])
-            return self._refusal(Stage.GPU_FREE, self.demand.gpus, int(self.free_gpus[row]), total, total - working)
-        if cpu:
-            return self._refusal(Stage.CPU_FREE, need_cpu, int(self.free_cpu_millis[row]), total_cpu)
-        free_cores = int(self.scratch.free_cores[row]) * CORE_MILLIS
-        if self.demand.exclusive and free_cores < need_cpu and row not in self.scratch.reservations:
-            return self._refusal(Stage.CPU_FREE, need_cpu, free_cores, total_cpu)
-        if memory:
-            free, total = int(self.free_memory_bytes[row]), int(self.table.memory_bytes[row])
-            return self._refusal(Stage.MEMORY_FREE, int(self.screen.memory_bytes[row]), free, total)
-        return None
+    def _refuse(self, stage: Stage, which: Bools, *numbers: Ints) -> None:
+        """Give the rows that nobody refused yet a sentence with their numbers; rows with equal numbers share it."""
+        rows = np.flatnonzero(which & (self.said == PASSES))
+        if not rows.size:
+            return
+        known: dict[tuple[int, ...], int] = {}
+        places: list[int] = []
+        for key in zip(*(column[rows].tolist() for column in numbers), strict=True):
+            place = known.get(key)
+            if place is None:
+                place = known[key] = self._place(self._word(stage, *key))
+            places.append(place)
+        self.said[rows] = places
+
+    def _place(self, refusal: Refusal) -> int:
+        self.refusals.append(refusal)
+        return len(self.refusals) - 1
 
     def _kept(self, row: int) -> Refusal:
         code = Reason.NO_GPU_FREE if self.demand.gpus else Reason.NO_CPU_FREE
         return Refusal(Stage.RESERVED, code, f"is kept for {self.scratch.reservations[row].whom}")
 
-    def _refusal(self, stage: Stage, need: int, has: int, of: int = 0, broken: int = 0) -> Refusal:
-        key = (stage, need, has, of, broken)
-        if key not in self._known:
-            self._known[key] = self._word(*key)
-        return self._known[key]
-
-    def _word(self, stage: Stage, need: int, has: int, of: int, broken: int) -> Refusal:
-        needs = f"needs {self.amount(stage, need)}"
-        has = max(has, 0)
+    def _word(self, stage: Stage, *numbers: int) -> Refusal:
         if stage == Stage.GPU_CAPACITY:
-            return Refusal(stage, Reason.EMPTY_GPU_SELECTOR, f"{needs}, has {has}")
+            needs = self.amount(stage, self.demand.gpus)
+            return Refusal(stage, Reason.EMPTY_GPU_SELECTOR, f"needs {needs}, has {numbers[0]}")
+        if stage == Stage.GPU_FREE:
+            free, total, broken = numbers
+            why = f" ({broken} broken or in use by others)" if broken else ""
+            needs = self.amount(stage, self.demand.gpus)
+            return Refusal(stage, Reason.NO_GPU_FREE, f"needs {needs}, {max(free, 0)} free of {total}{why}")
+        needs, has = f"needs {self.amount(stage, numbers[0])}", max(numbers[1], 0)
         if stage == Stage.CPU_CAPACITY:
             return Refusal(stage, Reason.EMPTY_CPU_SELECTOR, f"{needs}, has {format_cpu(has)}")
         if stage == Stage.MEMORY_CAPACITY:
             return Refusal(stage, Reason.NO_MEMORY_FREE, f"{needs}, has {format_bytes(has)} for containers")
-        if stage == Stage.GPU_FREE:
-            why = f" ({broken} broken or in use by others)" if broken else ""
-            return Refusal(stage, Reason.NO_GPU_FREE, f"{needs}, {has} free of {of}{why}")
         if stage == Stage.CPU_FREE:
-            return Refusal(stage, Reason.NO_CPU_FREE, f"{needs}, {format_cpu(has)} free of {format_cpu(of)}")
-        return Refusal(stage, Reason.NO_MEMORY_FREE, f"{needs}, {format_bytes(has)} free of {format_bytes(of)}")
+            return Refusal(stage, Reason.NO_CPU_FREE, f"{needs}, {format_cpu(has)} free of {format_cpu(numbers[2])}")
+        free_of = f"{format_bytes(has)} free of {format_bytes(numbers[2])}"
+        return Refusal(stage, Reason.NO_MEMORY_FREE, f"{needs}, {free_of}")
 
     def amount(self, stage: Stage, need: int) -> str:
         """`4 GPUs A100`, `8 CPUs`, `32GiB of memory`."""

@@ -8,21 +8,25 @@ What a demand means for each row, its `Screen`, depends only on what nodes are, 
 changes in kind or size. Containers that come and go leave it alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from pwm.controlplane.core.scheduling.demand import CORE_MILLIS, Demand
-from pwm.controlplane.core.scheduling.filters import model_matches, readiness_refusal, selector_refusal
+from pwm.controlplane.core.scheduling.filters import READINESS, SELECTORS, Filter, model_matches
 from pwm.controlplane.core.scheduling.nodes import GPUModel, NodeKind, NodeState
 from pwm.controlplane.core.scheduling.shares import Ints, needs
+from pwm.controlplane.core.scheduling.verdicts import Refusal
 
 Bools = npt.NDArray[np.bool_]
 
-# A screen takes some 20 bytes a node; with 5,000 nodes this many take 100 MB. Then all are worked out again.
-_SCREENS_KEPT = 1_024
+# Screens and their parts take up to 17 bytes a node; beyond so many of a sort all are worked out again, which takes
+# microseconds each. With 5,000 nodes they stay below 100 MB, for amounts repeat far more than selectors.
+_SCREENS_KEPT = 4_096
+# In `answers`: the row has nothing against it.
+PASSES = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +48,16 @@ class Table:
         rows = len(ordered)
         self.states = ordered
         self.names = [state.name for state in ordered]
+        self.refusals: list[Refusal] = []  # what nodes of some kind said to some filter, each once
+        self._refusal_places: dict[Refusal, int] = {}
         self.rows = {name: row for row, name in enumerate(self.names)}
         self.models = sorted({gpu.model for state in ordered for gpu in state.gpus})
         self.model_rows: dict[GPUModel, int] = {model: at for at, model in enumerate(self.models)}
         self.kinds: list[NodeKind] = []
         self._kind_places: dict[NodeKind, int] = {}
         self._screens: dict[Demand, Screen] = {}
+        self._answers: dict[tuple[Filter, Hashable], Ints] = {}
+        self._amounts: dict[Hashable, tuple[Ints, Ints]] = {}
 
         self.kind = np.zeros(rows, np.int64)
         self.cores = np.zeros(rows, np.int64)
@@ -77,7 +85,7 @@ class Table:
         self.states[row] = state
         self._write_capacity(row, state)
         self._write_free(row, state)
-        self._screens.clear()
+        self._forget_screens()
 
     def write_use(self, state: NodeState) -> None:
         """Containers on the node came or went."""
@@ -117,27 +125,61 @@ class Table:
         """What the demand means for each row."""
         screen = self._screens.get(demand)
         if screen is None:
-            if len(self._screens) >= _SCREENS_KEPT:
-                self._screens.clear()
+            if max(len(self._screens), len(self._answers), len(self._amounts)) >= _SCREENS_KEPT:
+                self._forget_screens()
             screen = self._screens[demand] = self._make_screen(demand)
         return screen
 
     def _make_screen(self, demand: Demand) -> Screen:
-        verdicts = [
-            selector_refusal(demand, kind) is None and readiness_refusal(demand, kind) is None for kind in self.kinds
-        ]
-        usable: Bools = np.array(verdicts, np.bool_)[self.kind] if verdicts else np.zeros(0, np.bool_)
+        usable = self.answers(READINESS, demand) == PASSES
+        for selector in SELECTORS:
+            usable &= self.answers(selector, demand) == PASSES
         if demand.invalid or demand.volumes:
-            usable = np.zeros_like(usable)
+            usable[:] = False
         if demand.node:
-            named = np.zeros_like(usable)
             row = self.rows.get(demand.node)
+            found = row is not None and bool(usable[row])
+            usable[:] = False
             if row is not None:
-                named[row] = usable[row]
-            usable = named
-        cpu, memory = needs(demand, cores=self.cores, memory_bytes=self.memory_bytes, gpus=self.gpus)
+                usable[row] = found
+        cpu, memory = self._needs(demand)
         models = tuple(at for at, model in enumerate(self.models) if model_matches(demand, model))
         return Screen(usable, cpu, memory, models, len(models) == len(self.models))
+
+    def answers(self, selector: Filter, demand: Demand) -> Ints:
+        """What each row says to one filter: a place in `refusals`, or PASSES."""
+        key = (selector, selector.asks(demand))
+        answers = self._answers.get(key)
+        if answers is None:
+            said = [self.place_of(selector.refuse(demand, kind)) for kind in self.kinds]
+            answers = self._answers[key] = np.array(said, np.int64)[self.kind]
+        return answers
+
+    def place_of(self, refusal: Refusal | None) -> int:
+        """The place of a refusal in `refusals`."""
+        if refusal is None:
+            return PASSES
+        place = self._refusal_places.get(refusal)
+        if place is None:
+            place = self._refusal_places[refusal] = len(self.refusals)
+            self.refusals.append(refusal)
+        return place
+
+    def _needs(self, demand: Demand) -> tuple[Ints, Ints]:
+        """CPU and memory on each row, shared by the demands that ask for the same amounts."""
+        key = (demand.gpus, demand.cpu_millis, demand.memory_bytes, demand.exclusive)
+        known = self._amounts.get(key)
+        if known is None:
+            known = needs(demand, cores=self.cores, memory_bytes=self.memory_bytes, gpus=self.gpus)
+            self._amounts[key] = known
+        return known
+
+    def _forget_screens(self) -> None:
+        self._screens.clear()
+        self._answers.clear()
+        self.refusals.clear()
+        self._refusal_places.clear()
+        self._amounts.clear()
 
 
 # Widths of the parts of a tightness, in bits: GPUs 0..1023, thousandths of cores up to 16,000 cores, MiB up to 128 TiB.
