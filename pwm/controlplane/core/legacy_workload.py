@@ -177,6 +177,8 @@ def _user(config: dict[str, Item]) -> None:
 def _network(spec: dict[str, Item], config: dict[str, Item], findings: Findings) -> None:
     network = section(spec, "network")
     if network is None:
+        if child(spec.get("network")) is None:
+            spec.pop("network", None)
         return
     name = child(network.get("name"))
     if name is None or name.text is None or (name.text.lower() not in ("host", "none") and ":" not in name.text):

@@ -306,7 +306,8 @@ def _reason(workload: Workload, states: Sequence[ReplicaState], waiting: Reason 
         case S.LAUNCHING:
             return Reason(message=f"creating the container on {container.spec.node}")
         case S.STOPPING:
-            return container.status.stop_requested
+            stop = container.status.stop_requested
+            return Reason(code=stop.code, message=prefix + (stop.message or f"is ending on {container.spec.node}"))
         case S.BACKING_OFF:
             said = f"{prefix}{ending(container).message}; attempt {first.attempts + 1} follows"
             return Reason(code=Reason.BACK_OFF, message=said)
