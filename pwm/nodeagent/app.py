@@ -17,15 +17,18 @@ from pathlib import Path
 import structlog
 
 from pwm.api.v1.agent_pb2 import ContainerUsage, NodeUsage
-from pwm.api.v1.node_pb2 import Inventory
+from pwm.api.v1.node_pb2 import GPUDevice, Inventory
 from pwm.nodeagent.config import DAY_S, AgentConfig
 from pwm.nodeagent.drivers.docker import DockerDriver
 from pwm.nodeagent.drivers.driver import Driver
+from pwm.nodeagent.drivers.process import ProcessDriver
+from pwm.nodeagent.gpu.monitor import GpuMonitor
 from pwm.nodeagent.inventory import machine
 from pwm.nodeagent.journal import Journal
 from pwm.nodeagent.logs.store import LogStore
 from pwm.nodeagent.relay import Relays
 from pwm.nodeagent.session import Callbacks, Dial, Sessions, dial_insecure
+from pwm.nodeagent.stats import NodeSampler
 from pwm.nodeagent.supervisor import Supervisor
 
 log = structlog.get_logger(__name__)
@@ -38,6 +41,7 @@ class Agent:
         self._config = config
         self._drivers = drivers
         self._machine = machine()
+        self._devices: list[GPUDevice] = []
         self._journal = Journal(config.state_dir / "journal.db")
         self._logs = LogStore(
             config.state_dir / "logs",
@@ -52,6 +56,8 @@ class Agent:
             clock_ns=time.time_ns,
             on_drivers_changed=self._drivers_changed,
         )
+        self._gpus = GpuMonitor(self.supervisor.runtime_ids)
+        self._sampler = NodeSampler(disk=config.state_dir, gpus=self._gpus)
         relays = Relays(token=config.token, logs=self._logs, find=self.supervisor.find)
         self.sessions = Sessions(
             servers=config.servers,
@@ -79,6 +85,7 @@ class Agent:
         finally:
             for driver in self._drivers:
                 await driver.close()
+            self._gpus.close()
             await self._logs.close()
             self._journal.close()
             log.info("agent stopped, containers run on", node=self._config.node)
@@ -86,26 +93,35 @@ class Agent:
     def _drivers_changed(self) -> None:
         self.sessions.inventory_changed()
 
-    def _inventory(self) -> Inventory:
+    async def _inventory(self) -> Inventory:
         inventory = Inventory()
         inventory.CopyFrom(self._machine)
+        self._devices = await self._gpus.devices()
+        inventory.gpus.extend(self._devices)
+        inventory.nvidia_driver = self._gpus.driver_version
         inventory.drivers.extend(self.supervisor.drivers())
         inventory.labels.update(self._config.labels)
         inventory.address = self._config.address
         return inventory
 
     async def _sample(self) -> NodeUsage:
-        usage = NodeUsage()
-        usage.time.GetCurrentTime()
+        usage = await self._sampler.sample()
         running = self.supervisor.running_uids()
         for driver in self._drivers:
             usage.containers.extend(await driver.usage(running.get(driver.name, ())))
         usage.containers.extend(ContainerUsage(uid=uid, pull=pull) for uid, pull in self.supervisor.pulls().items())
+        if await self._gpus.devices() != self._devices:
+            # A GPU was lost, or somebody else uses it: the scheduler must know.
+            self.sessions.inventory_changed()
         return usage
 
 
-def docker_driver(config: AgentConfig) -> DockerDriver:
-    return DockerDriver(config.docker_socket, node=config.node, cluster=config.cluster)
+def drivers_of(config: AgentConfig) -> list[Driver]:
+    """What the configuration allows."""
+    drivers: list[Driver] = [DockerDriver(config.docker_socket, node=config.node, cluster=config.cluster)]
+    if config.allow_process:
+        drivers.append(ProcessDriver(config.state_dir / "processes", node=config.node, cluster=config.cluster))
+    return drivers
 
 
 async def run(config: AgentConfig) -> None:
@@ -115,7 +131,7 @@ async def run(config: AgentConfig) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     _make_private(config.state_dir)
-    agent = Agent(config, drivers=[docker_driver(config)])
+    agent = Agent(config, drivers=drivers_of(config))
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(agent.run())
         stopped = tasks.create_task(stop.wait())

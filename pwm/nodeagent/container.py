@@ -51,7 +51,7 @@ class Output(Protocol):
         """Begin, or go on, to take over what the container prints."""
         ...
 
-    async def drained(self, uid: str) -> None:
+    async def finish(self, uid: str) -> None:
         """The container has ended: returns when everything it printed is kept."""
         ...
 
@@ -91,6 +91,12 @@ class Container:
     @property
     def driver(self) -> Driver | None:
         return self._engine.driver if self._engine else None
+
+    @property
+    def runtime_id(self) -> str:
+        """The engine's id; empty before it was created."""
+        record = self._around.journal.record(self.uid)
+        return record.runtime_id if record else ""
 
     @property
     def is_running(self) -> bool:
@@ -269,7 +275,6 @@ class Container:
         async with self._around.slots:
             if self._desired is not Desired.RUN:
                 return
-            self._report_once(P.CREATING)
             try:
                 runtime_id = await driver.create(self.assignment)
             except ImageMissing:
@@ -279,6 +284,8 @@ class Container:
                 return
             self._around.journal.put(replace(self.record, runtime_id=runtime_id))
             self._seen = Seen.CREATED
+            # Not before: an image that turns out to be missing is pulled first, and phases only grow.
+            self._report_once(P.CREATING)
             if self._desired is Desired.RUN:
                 await self._start(driver)
 
@@ -311,7 +318,7 @@ class Container:
     async def _drain(self) -> None:
         try:
             async with asyncio.timeout(DRAIN_TIMEOUT_S):
-                await self._around.output.drained(self.uid)
+                await self._around.output.finish(self.uid)
         except TimeoutError:
             log.error("the end of the output could not be kept", uid=self.uid, after_s=DRAIN_TIMEOUT_S)
         self._drained = True

@@ -1,10 +1,19 @@
-"""What this machine is: processors, memory, system. Read once; drivers and GPUs are added by who knows them."""
+"""What this machine is: processors, memory, system. Read once; drivers and GPUs are added by who knows them.
+
+python -m pwm.nodeagent.inventory     prints, as JSON, what an agent would tell about this machine now
+"""
 
 import os
 import platform
+import sys
 from pathlib import Path
 
+from google.protobuf import json_format
+
 from pwm.api.v1.node_pb2 import Inventory
+from pwm.nodeagent.config import DEFAULT_DOCKER_HOST
+from pwm.nodeagent.drivers.docker import DockerDriver
+from pwm.nodeagent.gpu.monitor import GpuMonitor
 from pwm.version import VERSION
 
 KIB = 1024
@@ -21,7 +30,8 @@ def machine() -> Inventory:
         os=_os_name(),
         kernel=platform.release(),
         cpu_product=_cpu_product(),
-        cpu_count=os.cpu_count() or 1,
+        # What this process may use: an agent that was given part of a machine offers that part.
+        cpu_count=len(os.sched_getaffinity(0)),
         memory_bytes=_memory_bytes(),
     )
 
@@ -54,3 +64,23 @@ def _read(path: Path) -> str:
         return path.read_text()
     except OSError:
         return ""
+
+
+async def look(docker_host: str) -> Inventory:
+    """The whole inventory, as an agent with that engine would tell it."""
+    inventory = machine()
+    gpus = GpuMonitor(dict)
+    docker = DockerDriver(docker_host.removeprefix("unix://"), node="", cluster="")
+    try:
+        inventory.gpus.extend(await gpus.devices())
+        inventory.nvidia_driver = gpus.driver_version
+        inventory.drivers.append(await docker.probe())
+    finally:
+        await docker.close()
+        gpus.close()
+    return inventory
+
+
+if __name__ == "__main__":
+    found = asyncio.run(look(os.environ.get("DOCKER_HOST", DEFAULT_DOCKER_HOST)))
+    sys.stdout.write(json_format.MessageToJson(found) + "\n")

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
+from google.protobuf.message import DecodeError
 
 from pwm.api.v1.agent_pb2 import Assignment, Report
 from pwm.lifecycle import ENDED, Phase
@@ -160,9 +161,9 @@ class Journal:
             for sequence, payload in self._db.execute("SELECT sequence, payload FROM report ORDER BY sequence"):
                 self._pending[sequence] = Report.FromString(payload)
             row = self._db.execute("SELECT value FROM counter WHERE name = 'sequence'").fetchone()
-        except ValueError as error:
-            # DecodeError is one: bytes that are no message any more.
-            raise sqlite3.DatabaseError(str(error)) from error
+        except DecodeError as error:
+            self._db.close()
+            raise sqlite3.DatabaseError(f"a row is no message any more: {error}") from error
         # A crash between making the table and its first row leaves none.
         self._last_sequence = max(int(row[0]) if row else self._clock_ms(), *self._pending, 0)
 

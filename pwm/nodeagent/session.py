@@ -67,7 +67,7 @@ class SessionOver(Exception):
 class Callbacks:
     """What a session needs from the rest of the agent."""
 
-    inventory: Callable[[], Inventory]
+    inventory: Callable[[], Awaitable[Inventory]]
     sample: Callable[[], Awaitable[NodeUsage]]
     assign: Callable[[Assignments], None]
     relay: Relay
@@ -165,7 +165,7 @@ class _Session:
     async def _greet(self) -> None:
         owner = self._owner
         owner._inventory_changed.clear()
-        hello = Hello(node=owner._node, zone=owner._zone, inventory=self._callbacks.inventory())
+        hello = Hello(node=owner._node, zone=owner._zone, inventory=await self._callbacks.inventory())
         try:
             async with asyncio.timeout(WELCOME_TIMEOUT_S):
                 await self._write(SessionRequest(hello=hello))
@@ -247,7 +247,7 @@ class _Session:
         while True:
             await self._owner._inventory_changed.wait()
             self._owner._inventory_changed.clear()
-            await self._write(SessionRequest(inventory=self._callbacks.inventory()))
+            await self._write(SessionRequest(inventory=await self._callbacks.inventory()))
 
 
 def _first(group: BaseExceptionGroup[Any]) -> BaseException:

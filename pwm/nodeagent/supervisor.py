@@ -167,6 +167,11 @@ class Supervisor:
         """A container of this node, until it is forgotten."""
         return self._containers.get(uid)
 
+    def runtime_ids(self) -> dict[str, str]:
+        """Engines' ids → uids of everything that may have processes. May be called from any thread."""
+        containers = list(self._containers.values())
+        return {c.runtime_id: c.uid for c in containers if c.runtime_id}
+
     def running_uids(self) -> dict[str, list[str]]:
         """By driver: the containers that run now, as far as is known."""
         found: dict[str, list[str]] = {}
