@@ -3,6 +3,7 @@
 python -m pwm.nodeagent.inventory     prints, as JSON, what an agent would tell about this machine now
 """
 
+import asyncio
 import os
 import platform
 import sys

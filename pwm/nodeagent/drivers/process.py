@@ -280,11 +280,10 @@ class ProcessDriver:
             )
 
     async def _adopt(self, process: _Process) -> Adopted:
-        if process.launched and process.result("started") is None:
-            # The agent was killed while the shim started; it needs a moment, or it died too.
-            deadline = time.monotonic() + _LAUNCH_S
-            while _locked(process.folder) and process.result("started") is None and time.monotonic() < deadline:
-                await asyncio.sleep(_POLL_S)
+        # The agent may have been killed while the shim started; it needs a moment, or it died too.
+        deadline = time.monotonic() + _LAUNCH_S
+        while process.launching and time.monotonic() < deadline:  # noqa: ASYNC110 - a file of another process
+            await asyncio.sleep(_POLL_S)
         started = process.result("started")
         running = _locked(process.folder)
         assignment = process.assignment
@@ -319,7 +318,7 @@ class ProcessDriver:
         if started is not None and _locked(process.folder):
             with contextlib.suppress(ProcessLookupError):
                 await _gone(started["shim"])
-        while _locked(process.folder):
+        while _locked(process.folder):  # noqa: ASYNC110 - a lock of another process
             await asyncio.sleep(_POLL_S)
 
     def _signal(self, process: _Process, number: signal.Signals) -> None:

@@ -46,7 +46,7 @@ _RETRY_S = 1.0
 _DRAIN_PATIENCE_S = 10.0
 _RETENTION_S = 60.0
 # Uids become names of folders.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
 
 P = ParamSpec("P")
 R = TypeVar("R")
