@@ -108,7 +108,9 @@ class Gateway:
         self._streams = OpenStreams()
         self._server = HttpServer(self._handle, tls=tls)
         self._rechecking: asyncio.Task[None] | None = None
+        self._running = 0
         self._stopping = False
+        self._idle = asyncio.Event()
 
     async def start(self, host: str, port: int) -> int:
         """Listens; returns the bound port."""
@@ -121,12 +123,27 @@ class Gateway:
         self._stopping = True
         self._server.stop_listening()
         self._streams.end_all(failures.shutting_down())
-        await self._server.stop(grace_s)
+        try:
+            async with asyncio.timeout(grace_s):
+                if self._running:
+                    await self._idle.wait()
+        except TimeoutError:
+            log.warning("calls did not end in time and are cut off", calls=self._running, grace_s=grace_s)
+        await self._server.stop()
         if self._rechecking is not None:
             self._rechecking.cancel()
             await asyncio.gather(self._rechecking, return_exceptions=True)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        self._running += 1
+        try:
+            return await self._answer(request)
+        finally:
+            self._running -= 1
+            if self._stopping and not self._running:
+                self._idle.set()
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answers a request; every error becomes an answer here."""
         request_id = requests.request_id(request)
         metrics = self._unrouted

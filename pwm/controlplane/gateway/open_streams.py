@@ -10,9 +10,9 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import grpc
+import structlog
 
 from pwm.controlplane.errors import ApiError
 from pwm.controlplane.gateway.failures import Code, deadline_exceeded
@@ -21,6 +21,8 @@ from pwm.controlplane.gateway.failures import Code, deadline_exceeded
 MAX_STREAMS_PER_PRINCIPAL = 1_000
 # A revoked token ends its streams within 60 s: this, and the time the check takes.
 RECHECK_S = 30
+
+log = structlog.get_logger(__name__)
 
 _ENDS_A_STREAM = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 
@@ -46,14 +48,15 @@ class OpenStream:
 class OpenStreams:
     def __init__(self) -> None:
         self._streams: set[OpenStream] = set()
-        self._by_owner: Counter[Any] = Counter()
-
-    def __len__(self) -> int:
-        return len(self._streams)
+        self._by_owner: Counter[str] = Counter()
+        # Set when the server stops: no stream begins any more.
+        self._closed: ApiError | None = None
 
     @contextmanager
     def open(self, owner: str, recheck: Callable[[], Awaitable[None]]) -> Iterator[OpenStream]:
         """Registers a stream for as long as the block runs; ApiError when the owner has too many."""
+        if self._closed is not None:
+            raise self._closed
         if self._by_owner[owner] >= MAX_STREAMS_PER_PRINCIPAL:
             raise ApiError(
                 Code.RESOURCE_EXHAUSTED,
@@ -72,6 +75,8 @@ class OpenStreams:
                 del self._by_owner[owner]
 
     def end_all(self, error: ApiError) -> None:
+        """Ends every stream, and any that would begin later."""
+        self._closed = error
         for stream in self._streams:
             stream.end(error)
 
@@ -89,3 +94,5 @@ class OpenStreams:
                 # Anything else (etcd is away) says nothing about the caller.
                 if error.code in _ENDS_A_STREAM:
                     stream.end(error)
+            except Exception:
+                log.exception("a stream's caller could not be checked again")

@@ -32,6 +32,9 @@ LINGER_S = 5
 # Connections that the kernel may hold until they are accepted; 10,000 clients may come back at once after a fail-over.
 BACKLOG = 4096
 
+# Time for an answer that is being written when the server closes.
+FLUSH_S = 1
+
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
@@ -65,17 +68,15 @@ class HttpServer:
         return bound
 
     def stop_listening(self) -> None:
-        """No new connections, and none stays open longer than its request."""
+        """No new connections; those that are open stay, and their requests still arrive."""
         if self._listener is not None:
             self._listener.close()
-        if self._connections is not None:
-            self._connections.pre_shutdown()
 
-    async def stop(self, grace_s: float) -> None:
-        """Gives running requests `grace_s` to end, then closes what is left."""
+    async def stop(self) -> None:
+        """Closes all connections; an answer on its way has FLUSH_S."""
         self.stop_listening()
         if self._connections is not None:
-            await self._connections.shutdown(grace_s)
+            await self._connections.shutdown(FLUSH_S)
         if self._listener is not None:
             await self._listener.wait_closed()
 
@@ -109,7 +110,7 @@ class _Connection(RequestHandler):
             error: ApiError = HttpError(Code.INTERNAL, "PWM failed at this request", status=status)
         else:
             said = (message or "").splitlines()
-            detail = f": {said[0][:200]}" if said else ""
+            detail = f": {said[0][:200].rstrip(':')}" if said else ""
             error = HttpError(Code.INVALID_ARGUMENT, f"this is no valid HTTP request{detail}", status=status)
         response = web.Response(status=status, body=error_body(error), content_type="application/json")
         response.force_close()

@@ -68,6 +68,17 @@ class World:
         self.requests.append(request)
         self.contexts.append(context)
 
+    def services(self) -> list[tuple[Any, Any]]:
+        by_name = s.DESCRIPTOR.services_by_name
+        return [
+            (by_name["SystemService"], System(self)),
+            (by_name["ResourceService"], Resources(self)),
+            (by_name["WorkloadService"], Workloads(self)),
+            (by_name["UsageService"], Usage()),
+            (by_name["EventService"], Events()),
+            (by_name["AdminService"], Admin()),
+        ]
+
     async def authenticate(self, token: str | None, peer: str) -> Caller:
         if token is None:
             return Caller("")
@@ -126,6 +137,9 @@ class Resources(ResourceServiceServicer):
                 await asyncio.Event().wait()
             finally:
                 self.world.cancelled.set()
+        if request.name == "held":
+            self.world.started.set()
+            await self.world.go_on.wait()
         return s.GetResponse(resource=resource_pb2.Resource(workload=workload(request.name)), revision=42)
 
     async def List(self, request: s.ListRequest, context: Any) -> s.ListResponse:
@@ -193,7 +207,7 @@ class Workloads(WorkloadServiceServicer):
                 elif kind == "stdin":
                     yield s.ExecResponse(output=ExecOutput(stdout=request.input.stdin))
                 elif kind == "resize":
-                    size = f"{request.input.resize.width}x{request.input.resize.height}"
+                    size = f"{request.input.resize.columns}x{request.input.resize.rows}"
                     yield s.ExecResponse(output=ExecOutput(stderr=size.encode()))
                 elif kind == "close_stdin":
                     yield s.ExecResponse(output=ExecOutput(exit_code=3))
@@ -221,18 +235,6 @@ class Admin(AdminServiceServicer):
 
     async def CreateNodeToken(self, request: Any, context: Any) -> s.CreateNodeTokenResponse:
         return s.CreateNodeTokenResponse(token="pwm_secret")
-
-
-def services(world: World) -> list[tuple[Any, Any]]:
-    by_name = s.DESCRIPTOR.services_by_name
-    return [
-        (by_name["SystemService"], System(world)),
-        (by_name["ResourceService"], Resources(world)),
-        (by_name["WorkloadService"], Workloads(world)),
-        (by_name["UsageService"], Usage()),
-        (by_name["EventService"], Events()),
-        (by_name["AdminService"], Admin()),
-    ]
 
 
 @dataclass
@@ -289,7 +291,7 @@ class Running:
 async def running(world: World | None = None, *, webui: Path | None = None) -> AsyncIterator[Running]:
     world = world or World()
     gateway = Gateway(
-        services=services(world),
+        services=world.services(),
         authenticate=world.authenticate,
         authorize=world.authorize,
         health=lambda: world.health,

@@ -76,11 +76,12 @@ def fill(draw: st.DrawFn, message: Any, depth: int = 0) -> Any:
         message.seconds = sign * draw(st.integers(0, 315_576_000_000))
         message.nanos = sign * draw(st.sampled_from([0, 1, 999_999_999, 120_000_000, 7_000]))
         return message
+    if not descriptor.fields:
+        return message
     if descriptor.full_name == "google.protobuf.Struct":
         json_format.ParseDict(draw(st.dictionaries(TEXT, JSON, max_size=3)), message)
         return message
-    chosen = draw(st.lists(st.sampled_from(descriptor.fields), unique_by=lambda f: f.name)) if descriptor.fields else []
-    for field in chosen:
+    for field in draw(st.lists(st.sampled_from(list(descriptor.fields)), unique_by=lambda f: f.name, max_size=8)):
         if field.message_type is not None and depth >= 3:
             continue
         target = getattr(message, field.name)
@@ -146,7 +147,7 @@ def test_every_message_is_written_as_json_format_writes_it(message: Any) -> None
 @settings(max_examples=600, deadline=None)
 def test_every_message_survives_json(message: Any) -> None:
     reference = json_format.MessageToDict(message)
-    if '"pwm.v1.Resource"' in repr(message.DESCRIPTOR.full_name) or contains_resource(message.DESCRIPTOR):
+    if contains_resource(message.DESCRIPTOR):
         return
     read = type(message)()
     DECODER.decode(reference, read)
