@@ -35,8 +35,8 @@ The workload's phase is the first line that applies:
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from enum import Enum, auto
+from typing import NamedTuple
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -100,8 +100,7 @@ _ENDINGS = {
 _SIGNALS = {2: "SIGINT", 6: "SIGABRT", 9: "SIGKILL", 11: "SIGSEGV", 13: "SIGPIPE", 15: "SIGTERM"}
 
 
-@dataclass(frozen=True, slots=True)
-class ReplicaState:
+class ReplicaState(NamedTuple):
     """One replica: its situation, and the container that it follows from (None: there is none)."""
 
     replica: int
@@ -161,10 +160,12 @@ def _replica_state(
     workload: Workload, replica: int, containers: Sequence[Container], nodes_unreachable: Collection[str]
 ) -> ReplicaState:
     first = workload.status.first_attempt
-    run = sorted((c for c in containers if c.spec.attempt >= first), key=lambda c: c.spec.attempt)
+    run = [c for c in containers if c.spec.attempt >= first]
     if not run:
         old = next((c for c in containers if c.status.phase in lifecycle.LIVE), None)
         return ReplicaState(replica, S.REPLACING if old is not None else S.WAITING, old, 0)
+    if len(run) > 1:
+        run.sort(key=lambda c: c.spec.attempt)
     newest = run[-1]
     attempts = newest.spec.attempt - max(first, 1) + 1
     return ReplicaState(replica, _situation(workload, run, newest, nodes_unreachable), newest, attempts)
@@ -175,7 +176,7 @@ def _situation(
 ) -> Situation:
     status = newest.status
     if status.phase in lifecycle.LIVE:
-        if status.phase == ContainerStatus.LOST or newest.spec.node in nodes_unreachable:
+        if status.phase == ContainerStatus.LOST or (nodes_unreachable and newest.spec.node in nodes_unreachable):
             return S.UNREACHABLE
         return S.STOPPING if status.HasField("stop_requested") else _BY_PHASE[status.phase]
     if reconcile._started_over(newest):
