@@ -161,11 +161,10 @@ def _chunks(text: str, source: str) -> Iterator[Chunk]:
 
 def _documents(chunk: Chunk) -> Iterator[Document]:
     size = len(chunk.text.encode())
-    start = Place(chunk.source, chunk.first_line, 1)
     if size > DOCUMENT_LIMIT_BYTES:
         raise ManifestError(
             f"this document has {size / 1024:.0f} KiB, and {DOCUMENT_LIMIT_BYTES // 1024} KiB is the most",
-            start,
+            chunk.start,
             next_step="Put data into a volume or a Secret, or split the document with ---.",
         )
     content = read_value(chunk)
@@ -177,4 +176,4 @@ def _documents(chunk: Chunk) -> Iterator[Document]:
     elif content is not None:
         what = "a list" if isinstance(content, list) else "plain text"
         step = "A document begins with apiVersion, kind and metadata."
-        raise ManifestError(f"a document is a mapping of fields, and this is {what}", start, next_step=step)
+        raise ManifestError(f"a document is a mapping of fields, and this is {what}", chunk.start, next_step=step)

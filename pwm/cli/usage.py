@@ -188,4 +188,7 @@ def run(program: Program, words: Sequence[str]) -> int:
         return exit_codes.USAGE
     except click.exceptions.Abort:
         return exit_codes.INTERRUPTED
+    except SystemExit as done:
+        # How click ends what it does for a shell's completion.
+        return int(done.code or 0)
     return int(result or 0)

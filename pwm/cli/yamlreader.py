@@ -84,6 +84,14 @@ class Chunk(NamedTuple):
     def place(self, mark: Any) -> Place:
         return Place(self.source, self.first_line + mark.line, mark.column + 1)
 
+    @property
+    def start(self) -> Place:
+        """The first line that says something."""
+        for number, line in enumerate(self.text.split("\n")):
+            if line.strip() and not line.lstrip().startswith("#") and line.strip() != "---":
+                return Place(self.source, self.first_line + number, 1)
+        return Place(self.source, self.first_line, 1)
+
 
 def read_value(chunk: Chunk, *, positions: dict[str, tuple[int, int]] | None = None) -> Any:
     """The document's value; `positions` is filled with path -> line and column within the chunk, from 0."""
@@ -93,12 +101,16 @@ def read_value(chunk: Chunk, *, positions: dict[str, tuple[int, int]] | None = N
 class _Open:
     """A mapping or list whose end has not come yet."""
 
-    __slots__ = ("anchor", "first_line_of", "key", "key_mark", "merged", "path", "size", "value")
+    __slots__ = ("anchor", "first_line_of", "key", "key_mark", "mark", "merged", "path", "size", "value")
 
-    def __init__(self, value: dict[str, Any] | list[Any], path: str, anchor: str | None) -> None:
+    def __init__(
+        self, value: dict[str, Any] | list[Any], path: str, event: MappingStartEvent | SequenceStartEvent
+    ) -> None:
         self.value = value
         self.path = path
-        self.anchor = anchor
+        self.anchor = event.anchor
+        # Where its bracket or brace is; None when it is written without.
+        self.mark: Any = event.start_mark if event.flow_style else None
         self.size = 1
         # Of a mapping: the key whose value comes next, where it stands, and on which line each key was.
         self.key: str | None = None
@@ -122,10 +134,14 @@ class _Reader:
             for event in yaml.parse(self._chunk.text, Loader=_LOADER):
                 self._take(event)
         except yaml.MarkedYAMLError as error:
-            raise _syntax_error(error, self._chunk) from error
+            raise _syntax_error(error, self._chunk, self._left_open()) from error
         except yaml.reader.ReaderError as error:
             raise _character_error(error, self._chunk) from error
         return self._root
+
+    def _left_open(self) -> Any:
+        """Where the innermost bracket that is still open was opened; None when none is."""
+        return self._stack[-1].mark if self._stack else None
 
     def _take(self, event: Event) -> None:
         if isinstance(event, ScalarEvent):
@@ -178,7 +194,7 @@ class _Reader:
             raise self._error(f"nested deeper than {DEPTH_LIMIT} levels", event, "No kind of PWM nests that deep.")
         path = self._path_of_next(event, scalar=False)
         value: dict[str, Any] | list[Any] = {} if isinstance(event, MappingStartEvent) else []
-        self._stack.append(_Open(value, path, event.anchor))
+        self._stack.append(_Open(value, path, event))
 
     def _end(self) -> None:
         closed = self._stack.pop()
@@ -289,9 +305,7 @@ _SYNTAX = (
     ("did not find expected '-' indicator", "a list item was expected here", "Check the indentation of the list."),
     ("could not find expected ':'", "a colon is missing after a field's name", "Write `name: value`."),
     ("found unexpected end of stream", "the end of this is missing", "Is a quote or bracket left open?"),
-    ("did not find expected ',' or '}'", "a } or , is missing", "Close the brace that was opened before."),
-    ("did not find expected ',' or ']'", "a ] or , is missing", "Close the bracket that was opened before."),
-    ("did not find expected node content", "a value is missing here", "Is a bracket left open? Else write a value."),
+    ("did not find expected node content", "a value is missing here", "Write a value, or quote the sign that is here."),
     (
         "block sequence entries are not allowed in this context",
         "a list item where none can be",
@@ -302,16 +316,15 @@ _SYNTAX = (
 )
 
 
-# Problems whose cause is a quote or bracket without an end.
-_LEFT_OPEN = ("end of stream", "did not find expected ','")
-
-
-def _syntax_error(error: yaml.MarkedYAMLError, chunk: Chunk) -> ManifestError:
+def _syntax_error(error: yaml.MarkedYAMLError, chunk: Chunk, left_open: Any) -> ManifestError:
     mark = error.problem_mark or error.context_mark
-    if error.context_mark is not None and any(words in str(error.problem) for words in _LEFT_OPEN):
-        mark = error.context_mark  # where it was opened says more than where the text ends
     if mark is None:
         return ManifestError(f"not valid YAML: {error.problem}", Place(chunk.source, chunk.first_line, 1))
+    if "end of stream" in str(error.problem) and error.context_mark is not None:
+        mark = error.context_mark  # where the quote was opened says more than where the text ends
+    elif left_open is not None and ("expected ','" in str(error.problem) or _is_over(chunk, mark)):
+        message = "not valid YAML: a bracket or brace is opened here and not closed"
+        return ManifestError(message, chunk.place(left_open), next_step="Close it, or look for a missing comma.")
     lines = chunk.text.split("\n")
     line = lines[mark.line] if mark.line < len(lines) else ""
     if line[mark.column : mark.column + 1] == "\t" or "\t" in line[: len(line) - len(line.lstrip())]:
@@ -322,6 +335,12 @@ def _syntax_error(error: yaml.MarkedYAMLError, chunk: Chunk) -> ManifestError:
         if theirs in problem:
             return ManifestError(f"not valid YAML: {ours}", chunk.place(mark), next_step=step)
     return ManifestError(f"not valid YAML: {problem}", chunk.place(mark))
+
+
+def _is_over(chunk: Chunk, mark: Any) -> bool:
+    """Whether nothing comes after this place."""
+    lines = chunk.text.split("\n")[mark.line :]
+    return not "".join([line[mark.column :] if not number else line for number, line in enumerate(lines)]).strip()
 
 
 def _character_error(error: yaml.reader.ReaderError, chunk: Chunk) -> ManifestError:

@@ -1,0 +1,231 @@
+"""Servers are tried in turn, writes are repeated safely, and what the server says becomes the right exit code."""
+
+import socket
+
+import pytest
+
+from pwm.cli.client import Client, fits, quote
+from pwm.cli.errors import NoServerError, ServerError
+from pwm.cli.http1 import Broken, Server
+from pwm.cli.profiles import Profile
+from tests.unit.cli.conftest import FakeServer, Pwm, Stream
+
+
+def _unused_url() -> str:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+def _client(*urls: str, warned: list[str] | None = None) -> Client:
+    return Client(Profile("lab", servers=urls, token="pwm_secret"), warn=(warned if warned is not None else []).append)
+
+
+def test_a_server_that_cannot_be_reached_is_passed_over(server: FakeServer) -> None:
+    server.on("GET", "/v1/whoami", {"user": "ada"})
+    client = _client(_unused_url(), server.url)
+    assert client.call("GET", "/v1/whoami") == {"user": "ada"}
+    client.close()
+
+
+def test_a_server_that_answers_503_is_passed_over(server: FakeServer, other_server: FakeServer) -> None:
+    server.on("GET", "/v1/whoami", (503, {"code": 14, "message": "no quorum"}))
+    other_server.on("GET", "/v1/whoami", {"user": "ada"})
+    client = _client(server.url, other_server.url)
+    assert client.call("GET", "/v1/whoami") == {"user": "ada"}
+    assert client.call("GET", "/v1/whoami") == {"user": "ada"}
+    assert len(server.requests) == 1, "the one that answered is asked first from then on"
+    client.close()
+
+
+def test_when_all_answer_503_the_servers_own_sentence_is_shown_and_the_code_is_6(server: FakeServer, pwm: Pwm) -> None:
+    server.on("GET", "/v1/whoami", (503, {"code": 14, "message": "etcd has no quorum"}))
+    result = pwm("whoami")
+    assert (result.code, result.err) == (6, "error: etcd has no quorum\n")
+
+
+def test_no_server_at_all_names_them_and_what_to_do_with_code_6(pwm: Pwm, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = _unused_url(), _unused_url()
+    monkeypatch.setenv("PWM_SERVER", f"{first},{second}")
+    result = pwm("get", "wk")
+    assert result.code == 6
+    assert first in result.err
+    assert second in result.err
+    assert "nothing listens there" in result.err
+    assert "pwm up" in result.err
+
+
+def test_a_write_whose_answer_was_lost_is_repeated_with_the_same_key(server: FakeServer) -> None:
+    server.on("POST", "/v1/workloads/a/stop", "hang up", {"changed": True, "revision": "7"})
+    client = _client(server.url)
+    assert client.call("POST", "/v1/workloads/a/stop", body={})["changed"] is True
+    first, second = server.of("POST", "/v1/workloads/a/stop")
+    assert first.headers["idempotency-key"] == second.headers["idempotency-key"]
+    client.call("POST", "/v1/workloads/a/stop", body={})
+    assert server.requests[-1].headers["idempotency-key"] != first.headers["idempotency-key"]
+    client.close()
+
+
+def test_a_write_that_is_never_answered_is_given_up(server: FakeServer) -> None:
+    server.on("POST", "/v1/workloads/a/stop", "hang up")
+    client = _client(server.url)
+    with pytest.raises(NoServerError):
+        client.call("POST", "/v1/workloads/a/stop", body={})
+    assert 2 <= len(server.requests) <= 4
+
+
+def test_a_hung_server_is_not_asked_again_and_again(server: FakeServer) -> None:
+    server.on("GET", "/v1/whoami", lambda request: server.stopping.wait(10) and {})
+    with pytest.raises(NoServerError, match="no answer in time"):
+        _client(server.url).call("GET", "/v1/whoami", timeout_s=0.1)
+    assert len(server.requests) == 1
+
+
+def test_what_was_written_is_asked_to_be_seen(server: FakeServer) -> None:
+    server.on("POST", "/v1/apply", {"results": [], "revision": "41"})
+    server.on("GET", "/v1/resources/Workload", {"text": "", "revision": "50"})
+    client = _client(server.url)
+    client.call("GET", "/v1/resources/Workload")
+    client.call("POST", "/v1/apply", body={"documents": []})
+    client.call("GET", "/v1/resources/Workload")
+    before, _, after = server.requests
+    assert "minRevision" not in before.query
+    assert after.query["minRevision"] == ["41"]
+    client.close()
+
+
+def test_one_connection_serves_many_calls_and_a_closed_one_is_made_anew(server: FakeServer) -> None:
+    server.on("GET", "/v1/whoami", {"user": "ada"}, "hang up", {"user": "bob"})
+    client = _client(server.url)
+    assert client.call("GET", "/v1/whoami")["user"] == "ada"
+    assert client.call("GET", "/v1/whoami")["user"] == "bob"
+    client.close()
+
+
+def test_a_token_goes_along_and_is_never_printed(server: FakeServer, pwm: Pwm) -> None:
+    server.on("GET", "/v1/whoami", (401, {"code": 16, "message": "this token is not known"}))
+    result = pwm("whoami")
+    assert server.requests[0].headers["authorization"] == "Bearer pwm_secret"
+    assert result.code == 5
+    assert "pwm_secret" not in result.out + result.err
+    assert "PWM_TOKEN" in result.err
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "exit_code"),
+    [
+        (400, 3, 1), (404, 5, 3), (409, 6, 4), (409, 10, 4), (403, 7, 5), (401, 16, 5), (429, 8, 5), (503, 14, 6),
+        (500, 13, 1), (400, 9, 1),
+    ],
+)  # fmt: skip
+def test_each_refusal_has_its_exit_code(server: FakeServer, pwm: Pwm, status: int, code: int, exit_code: int) -> None:
+    problem = {"@type": "pwm.v1.Problem", "message": "no", "nextStep": "try this"}
+    server.on("GET", "/v1/whoami", (status, {"code": code, "message": "it cannot be", "details": [problem]}))
+    result = pwm("whoami")
+    assert (result.code, result.err) == (exit_code, "error: it cannot be\n  try this\n")
+
+
+@pytest.mark.parametrize("content", [b"<html>hello</html>", b"", b"[1]", b"\xff"])
+def test_something_else_on_that_port_is_said(server: FakeServer, pwm: Pwm, content: bytes) -> None:
+    server.on("GET", "/v1/whoami", (502, content))
+    assert pwm("whoami").code == 6
+    server.on("GET", "/v1/whoami", (404, content))
+    assert pwm("whoami").code == 3
+
+
+def test_a_server_that_does_not_speak_http_is_said(pwm: Pwm, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        monkeypatch.setenv("PWM_SERVER", f"http://127.0.0.1:{listening.getsockname()[1]}")
+        import threading
+
+        def answer() -> None:
+            for _ in range(3):
+                connection, _ = listening.accept()
+                with connection:
+                    connection.recv(1000)
+                    connection.sendall(b"220 mail.example.org ESMTP\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        result = pwm("whoami")
+        thread.join(10)
+    assert result.code == 6
+    assert "does not speak HTTP" in result.err
+
+
+def test_old_answers_are_marked_once(server: FakeServer) -> None:
+    warned: list[str] = []
+    server.on("GET", "/v1/resources/Node", {"text": "", "staleSince": "2026-01-02T03:04:05Z"})
+    client = _client(server.url, warned=warned)
+    for _ in range(3):
+        client.call("GET", "/v1/resources/Node")
+    client.close()
+    assert warned == ["the control plane cannot reach etcd since 2026-01-02T03:04:05Z; what you see may be old"]
+
+
+def test_a_server_that_does_not_fit_is_warned_about_once(server: FakeServer) -> None:
+    warned: list[str] = []
+    server.headers = {"Pwm-Version": "4.1.0", "Pwm-Oldest-Client": "4.0.0"}
+    server.on("GET", "/v1/whoami", {})
+    client = _client(server.url, warned=warned)
+    for _ in range(2):
+        client.call("GET", "/v1/whoami")
+    client.close()
+    assert len(warned) == 1
+    assert "4.1.0 do not fit together; update the client" in warned[0]
+
+
+@pytest.mark.parametrize(
+    ("client", "server", "oldest", "expected"),
+    [
+        ("3.0.0", "3.4.1", "3.0.0", True),
+        ("3.0.0", "3.4.1", "3.1.0", False),
+        ("3.9.0", "3.4.1", "3.1.0", True),
+        ("3.0.0", "4.0.0", "3.0.0", False),
+        ("3.0.0+local", "3.0.0-rc.1", "", True),
+    ],
+)
+def test_versions_fit_within_a_major_version_from_the_oldest_client_on(
+    client: str, server: str, oldest: str, expected: bool
+) -> None:
+    assert fits(client, server, oldest) is expected
+
+
+def test_a_stream_yields_results_and_raises_its_error(server: FakeServer) -> None:
+    server.on("GET", "/v1/events", Stream([{"text": "a"}, {"text": "b"}], error={"code": 7, "message": "not yours"}))
+    messages = _client(server.url).stream("/v1/events")
+    assert [next(messages)["text"], next(messages)["text"]] == ["a", "b"]
+    with pytest.raises(ServerError, match="not yours"):
+        next(messages)
+
+
+def test_a_stream_that_is_cut_is_not_taken_for_ended(server: FakeServer) -> None:
+    server.on("GET", "/v1/events", Stream([{"text": "a"}], cut=True))
+    with pytest.raises(Broken):
+        list(_client(server.url).stream("/v1/events"))
+
+
+@pytest.mark.parametrize(
+    ("text", "url", "authority"),
+    [
+        ("http://a:4700", "http://a:4700", "a:4700"),
+        ("127.0.0.1:15", "http://127.0.0.1:15", "127.0.0.1:15"),
+        ("host", "http://host:4700", "host:4700"),
+        ("https://pwm.example.org/cluster/", "https://pwm.example.org:443/cluster", "pwm.example.org:443"),
+        ("http://[::1]:4700", "http://[::1]:4700", "[::1]:4700"),
+        ("http://[::1]", "http://[::1]:80", "[::1]:80"),
+    ],
+)
+def test_servers_are_written_in_many_ways(text: str, url: str, authority: str) -> None:
+    server = Server(text)
+    assert (server.url, server.authority) == (url, authority)
+
+
+@pytest.mark.parametrize("text", ["ftp://a", "http://", "http://a:b", "http://a:0", "http://a:70000", ""])
+def test_what_is_no_server_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="not a server's URL"):
+        Server(text)
+
+
+def test_names_are_quoted_in_paths() -> None:
+    assert quote("a b/ü?") == "a%20b%2F%C3%BC%3F"

@@ -1,0 +1,189 @@
+"""Describe, why, events, whoami, version, admin: answers for people, and the same as JSON."""
+
+import json
+from typing import Any
+
+import pytest
+
+from pwm.cli.render import age, local_time
+from tests.unit.cli.conftest import FakeServer, Pwm, Stream
+
+WORKLOAD: dict[str, Any] = {
+    "apiVersion": "v1",
+    "kind": "Workload",
+    "metadata": {"name": "train", "group": "lab", "labels": {"b": "2", "a": "1"}, "createdBy": {"name": "ada"},
+                 "createdAt": "2026-01-02T03:04:05.123456789Z"},
+    "spec": {"image": {"image": "busybox"}},
+    "status": {"phase": "CRASHED", "reason": {"code": "EXIT_CODE", "message": "exit code 3\x1b[2J"}, "restarts": 2},
+}  # fmt: skip
+
+
+def test_describe_has_sections_and_ends_with_events(server: FakeServer, pwm: Pwm) -> None:
+    server.on("GET", "/v1/resources/Workload/train", {"resource": WORKLOAD})
+    server.on("GET", "/v1/resources/Container", {"text": "NAME       STATUS\ntrain.0.1  failed\n", "count": 1})
+    server.on("GET", "/v1/events", Stream([{"text": "12:00  created by ada"}]))
+    result = pwm("describe", "wk", "train", "-g", "lab")
+    assert result.code == 0
+    assert [line.split(":")[0] for line in result.lines if line and not line.startswith(" ")] == [
+        "Name", "Kind", "Group", "Labels", "Created", "Status", "Reason", "Spec", "Status", "Containers", "Events",
+    ]  # fmt: skip
+    assert "Labels:   a=1, b=2" in result.lines
+    assert result.lines[-1] == "  12:00  created by ada"
+    assert "\x1b" not in result.out
+    assert server.of("GET", "/v1/events")[0].query == {
+        "kind": ["Workload"], "name": ["train"], "group": ["lab"], "limit": ["20"],
+    }  # fmt: skip
+
+
+def test_describe_as_a_table_json_and_yaml(server: FakeServer, pwm: Pwm) -> None:
+    server.on("GET", "/v1/resources/Workload/train", {"resource": WORKLOAD})
+    assert ["spec.image.image", "busybox"] in [line.split() for line in pwm("describe", "wk", "train", "-t").lines]
+    assert json.loads(pwm("describe", "wk", "train", "-o", "json").out) == WORKLOAD
+    assert "    image: busybox" in pwm("describe", "wk", "train", "-o", "yaml").lines
+
+
+def test_describe_without_the_right_to_see_events_shows_the_rest(server: FakeServer, pwm: Pwm) -> None:
+    server.on("GET", "/v1/resources/Node/n1", {"resource": {"kind": "Node", "metadata": {"name": "n1"}}})
+    server.on("GET", "/v1/events", (403, {"code": 7, "message": "you may not"}))
+    result = pwm("describe", "node", "n1")
+    assert result.code == 0
+    assert result.lines[-1] == "  not shown: you may not"
+    assert pwm("describe", "node", "n2").code == 3
+
+
+def test_why_gives_every_reason_and_the_way_out(server: FakeServer, pwm: Pwm) -> None:
+    reason = {"code": "NO_GPU_FREE", "message": "4 GPUs are wanted, 2 are free"}
+    answer = {
+        "phase": "QUEUED",
+        "reason": reason,
+        "refusals": [
+            {"reason": reason, "nodes": ["n1", "n2"]},
+            {
+                "reason": {"code": "NO_MEMORY_FREE", "message": "not enough memory"},
+                "nodes": [f"m{n}" for n in range(9)],
+            },
+        ],
+        "queuePosition": 2,
+        "queueLength": 5,
+        "suggestions": ["ask for 2 GPUs instead of 4"],
+        "warnings": ["node n3 is out of reach"],
+        "replicas": [
+            {"replica": 1, "attempts": 3, "status": {"phase": "FAILED", "reason": {"message": "exit code 1"}}}
+        ],
+    }
+    server.on("GET", "/v1/workloads/train/why", answer)
+    result = pwm("why", "wk", "train")
+    assert result.lines == [
+        "train is QUEUED: 4 GPUs are wanted, 2 are free (NO_GPU_FREE)",
+        "  place 2 of 5 in the queue",
+        "Warnings:",
+        "  node n3 is out of reach",
+        "Nodes:",
+        "  2 nodes: 4 GPUs are wanted, 2 are free (NO_GPU_FREE)  [n1, n2]",
+        "  9 nodes: not enough memory (NO_MEMORY_FREE)  [m0, m1, m2, m3, m4, ...]",
+        "What would start it:",
+        "  ask for 2 GPUs instead of 4",
+        "Replicas:",
+        "  1: failed: exit code 1, attempt 3",
+    ]
+    assert json.loads(pwm("why", "train", "-o", "json").out) == answer
+    assert pwm("why", "wk").code == 2
+
+
+def test_events_of_one_resource(server: FakeServer, pwm: Pwm) -> None:
+    server.on("GET", "/v1/events", Stream([{"text": "a"}, {"text": "b\x1b[31m"}]))
+    result = pwm("events", "wk", "train", "-n", "5", "-g", "lab")
+    assert result.lines == ["a", "b\ufffd[31m"]
+    assert server.requests[0].query == {"kind": ["Workload"], "name": ["train"], "group": ["lab"], "limit": ["5"]}
+
+
+def test_events_as_json_are_one_a_line(server: FakeServer, pwm: Pwm) -> None:
+    server.on("GET", "/v1/events", Stream([{"event": {"uid": "u", "version": "1"}, "text": "a"}]))
+    assert [json.loads(line) for line in pwm("events", "-o", "json").lines] == [{"uid": "u", "version": "1"}]
+
+
+def _event(revision: int, version: int) -> dict[str, Any]:
+    return {"event": {"uid": "u", "version": str(version), "revision": str(revision)}, "text": f"event {version}"}
+
+
+def test_following_events_neither_loses_nor_repeats_one(server: FakeServer, pwm: Pwm) -> None:
+    """The connection breaks between two events of one revision."""
+    server.on(
+        "GET",
+        "/v1/events",
+        Stream([_event(7, 1), _event(8, 2)], cut=True),
+        Stream([_event(8, 2), _event(8, 3), _event(9, 4)], cut=True),
+        (403, {"code": 7, "message": "that is all"}),
+    )
+    result = pwm("events", "-f")
+    assert result.lines == ["event 1", "event 2", "event 3", "event 4"]
+    asked = [request.query.get("afterRevision") for request in server.requests]
+    assert asked == [None, ["7"], ["8"]]
+
+
+def test_events_cut_short_are_no_success(server: FakeServer, pwm: Pwm) -> None:
+    server.on("GET", "/v1/events", Stream([_event(7, 1)], cut=True))
+    assert pwm("events").code == 6
+
+
+def test_version_says_both_and_warns_when_they_do_not_fit(server: FakeServer, pwm: Pwm) -> None:
+    server.on("GET", "/v1/version", {"version": "4.2.0", "apiVersion": "v1", "oldestClient": "4.0.0"})
+    result = pwm("version")
+    assert (result.code, result.lines) == (0, ["client 3.0.0", "server 4.2.0"])
+    assert "update the client" in result.err
+    assert pwm("--version").lines == result.lines
+    assert json.loads(pwm("version", "-o", "json").out)["server"]["version"] == "4.2.0"
+
+
+def test_version_without_a_server_is_no_failure(pwm: Pwm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PWM_SERVER", "http://127.0.0.1:1")
+    result = pwm("version")
+    assert (result.code, result.lines) == (0, ["client 3.0.0", "server unknown"])
+    assert "no server" in result.err
+    assert pwm("version", "--client").err == ""
+    assert pwm("api-version").out == "v1\n"
+
+
+def test_whoami(server: FakeServer, pwm: Pwm) -> None:
+    server.on("GET", "/v1/whoami", {"user": "ada", "defaultGroup": "lab", "groups": ["lab", "users"]})
+    assert pwm("whoami").lines[:2] == ["User:     ada", "Groups:   lab (yours), users"]
+
+
+def test_admin_status_shows_trouble_in_plain_words(server: FakeServer, pwm: Pwm) -> None:
+    answer = {
+        "replicas": [{"id": "c1", "address": "http://c1", "version": "3.0.0", "answering": True}],
+        "leaders": [{"role": "zone/default", "replica": "c1"}],
+        "etcd": [{"endpoint": "e1:2379", "error": "no answer"}],
+        "agents": [{"node": "n1", "phase": "NOT_READY", "problems": ["Docker does not answer"]}],
+        "warnings": ["etcd member e1:2379 cannot be reached"],
+        "revision": "77",
+    }
+    server.on("GET", "/v1/admin/status", answer)
+    result = pwm("admin", "status")
+    assert result.code == 0
+    assert "e1:2379            LOST   0B    no answer" in result.lines
+    assert any(
+        line.startswith("n1") and "NOT_READY" in line and "Docker does not answer" in line for line in result.lines
+    )
+    assert result.lines[-1] == "  etcd member e1:2379 cannot be reached"
+    assert json.loads(pwm("admin", "status", "-o", "json").out) == answer
+
+
+def test_admin_verify_fails_when_something_differs(server: FakeServer, pwm: Pwm) -> None:
+    server.on("POST", "/v1/admin/verify", {"streams": "3", "events": "9"}, {"streams": "3", "differences": ["Node/n1"]})
+    assert pwm("admin", "verify").code == 0
+    result = pwm("admin", "verify")
+    assert (result.code, result.lines[-2:]) == (1, ["  differs: Node/n1", "1 differ"])
+
+
+def test_a_join_token_is_printed_alone(server: FakeServer, pwm: Pwm) -> None:
+    server.on("POST", "/v1/admin/node-tokens", {"token": "pwm_x"})
+    assert pwm("admin", "join-token", "n1", "--lifetime", "15m").out == "pwm_x\n"
+    assert server.requests[0].body == {"node": "n1", "lifetime": "900s"}
+
+
+def test_times_are_read_with_any_number_of_digits() -> None:
+    assert age("2026-01-02T03:04:05.123456789Z", now_s=1767323045 + 75) == "1m14s"
+    assert age("2026-01-02T03:04:05Z", now_s=1767323045 + 75) == "1m15s"
+    assert local_time("2026-01-02T03:04:05.1Z").endswith(":04:05")
+    assert (age(""), local_time("")) == ("", "")

@@ -1,0 +1,74 @@
+"""A daemon's settings: flag over variable over file over default."""
+
+from pathlib import Path
+
+import pytest
+
+from pwm.cli.commands.daemons import AGENT_SETTINGS, CONTROLLER_SETTINGS
+from pwm.cli.errors import CliError, UsageError
+from pwm.cli.settings import Setting, host_and_port, read_settings
+
+SETTINGS = (
+    Setting("etcd", "", multiple=True, convert=host_and_port),
+    Setting("prefix", ""),
+    Setting("allow_process", "", flag=True),
+    Setting("log_level", "", choices=("debug", "info")),
+)
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for setting in (*SETTINGS, *AGENT_SETTINGS, *CONTROLLER_SETTINGS):
+        monkeypatch.delenv(setting.variable, raising=False)
+
+
+def test_what_is_set_nowhere_is_left_to_the_default() -> None:
+    assert read_settings(SETTINGS, {"etcd": (), "prefix": None, "allow_process": False}) == {}
+
+
+def test_flag_over_variable_over_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "controller.yaml"
+    config.write_text("etcd: [a:1, b:2]\nprefix: /file/\nallow-process: true\nlog_level: debug\n")
+    given = {"config": str(config)}
+    assert read_settings(SETTINGS, given) == {
+        "etcd": ("a:1", "b:2"), "prefix": "/file/", "allow_process": True, "log_level": "debug",
+    }  # fmt: skip
+    monkeypatch.setenv("PWM_PREFIX", "/variable/")
+    monkeypatch.setenv("PWM_ETCD", "c:3, d:4")
+    monkeypatch.setenv("PWM_ALLOW_PROCESS", "no")
+    values = read_settings(SETTINGS, given)
+    assert (values["prefix"], values["etcd"], values["allow_process"]) == ("/variable/", ("c:3", "d:4"), False)
+    assert read_settings(SETTINGS, {**given, "prefix": "/flag/"})["prefix"] == "/flag/"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("prefxi: /a/\n", "Did you mean prefix?"),
+        ("etcd: nonsense\n", "etcd: 'nonsense' is not HOST:PORT"),
+        ("prefix: [a, b]\n", "one value is expected"),
+        ("log_level: loud\n", "'loud' is none of debug, info"),
+        ("allow_process: perhaps\n", "neither true nor false"),
+        ("a: [\n", "not valid YAML"),
+        ("", "holds 0 documents"),
+    ],
+)
+def test_a_wrong_file_is_said_with_its_name(tmp_path: Path, text: str, says: str) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(text)
+    with pytest.raises((CliError, UsageError)) as error:
+        read_settings(SETTINGS, {"config": str(config)})
+    assert says in str(error.value)
+    assert str(config) in str(error.value)
+
+
+def test_a_wrong_variable_is_said_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PWM_ETCD", "a:b")
+    with pytest.raises(UsageError, match="PWM_ETCD: 'a:b' is not HOST:PORT"):
+        read_settings(SETTINGS, {})
+
+
+def test_names_and_variables_of_settings_are_told_apart() -> None:
+    for settings in (AGENT_SETTINGS, CONTROLLER_SETTINGS):
+        assert len({setting.name for setting in settings}) == len(settings)
+        assert len({setting.variable for setting in settings}) == len(settings)
