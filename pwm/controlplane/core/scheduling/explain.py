@@ -109,7 +109,10 @@ def _readiness_reason(survey: Survey, rows: list[int]) -> Reason:
     codes = {refusal.code for refusal in said}
     if len(rows) == 1:
         return Reason(code=most.code, message=f"{survey.table.names[rows[0]]} {most.sentence}")
-    parts = [f"{count} {_plural(refusal.sentence)}" for refusal, count in sorted(said.items(), key=lambda i: -i[1])]
+    parts = [
+        f"{count} {refusal.sentence if count == 1 else _plural(refusal.sentence)}"
+        for refusal, count in sorted(said.items(), key=lambda i: -i[1])
+    ]
     everywhere = len(rows) == len(survey.table.names)
     code = Reason.NO_NODE_READY if everywhere or len(codes) > 1 else most.code
     which = f"none of the {len(rows)} nodes{'' if everywhere else ' that match'} is ready"

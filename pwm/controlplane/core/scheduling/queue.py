@@ -15,12 +15,13 @@ PRIORITIES = {"low": -100, "normal": 0, "": 0, "high": 100}
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """One replica that wants a container: its `attempt`-th, since when."""
+    """One replica that wants a container: its `attempt`-th, since when, after so many failures in a row."""
 
     workload: Workload
     replica: int
     attempt: int
     since_ms: int
+    failures: int = 0
 
 
 def priority_of(text: str) -> int:

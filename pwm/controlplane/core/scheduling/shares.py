@@ -34,22 +34,29 @@ def needs(demand: Demand, *, cores: Ints, memory_bytes: Ints, gpus: Ints) -> tup
     """CPU (millis) and memory (bytes) that one replica takes on each of the nodes with these capacities."""
     node_millis = np.maximum(cores * CORE_MILLIS, 1)
     node_gpus = np.maximum(gpus, 1)
+    cpu: Ints
+    memory: Ints
     if demand.cpu_millis is not None:
-        cpu = np.full_like(cores, demand.cpu_millis)
+        cpu = _everywhere(demand.cpu_millis, cores)
     elif not demand.gpus:
-        cpu = np.full_like(cores, DEFAULT_CPU_MILLIS)
+        cpu = _everywhere(DEFAULT_CPU_MILLIS, cores)
     else:
         cpu = node_millis * demand.gpus // node_gpus
     if demand.exclusive:
         cpu = np.maximum(cpu // CORE_MILLIS, 1) * CORE_MILLIS
     if demand.memory_bytes is not None:
-        memory = np.full_like(memory_bytes, demand.memory_bytes)
+        memory = _everywhere(demand.memory_bytes, memory_bytes)
     elif demand.gpus:
         memory = memory_bytes * demand.gpus // node_gpus
     else:
         # In floats: bytes times millis can pass 2^63. Exact to a few bytes, and rounded down to whole KiB.
         memory = (memory_bytes * (cpu / node_millis)).astype(np.int64) // 1024 * 1024
     return cpu, memory
+
+
+def _everywhere(amount: int, nodes: Ints) -> Ints:
+    """One amount for all nodes, without the memory of a column."""
+    return np.broadcast_to(np.int64(amount), nodes.shape)
 
 
 def requirements(workload: Workload, node: Node) -> Requirements:

@@ -39,6 +39,7 @@ def container_spec(workload: Workload, placement: Placement, *, revision: int) -
         volumes=spec.volumes,
         decided_at_revision=revision,
         policy_version=POLICY_VERSION,
+        failures_before=placement.waiting.failures,
     )
     _copy_config(config, container)
     return container

@@ -42,11 +42,9 @@ def changes_that_help(survey: Survey, *, together: int) -> list[Change]:
             found.append(change)
     if stage == Stage.FITS:
         room = int(scratch.room(survey.demand).sum())
-        found.append(
-            Change(f"ask for {counted(room, 'replica')} instead of {together}", (("replica.count", str(room)),))
-        )
-    waiting = _wait(survey)
-    return [*found, waiting] if waiting else found
+        found.append(Change(f"set gang to false to start {room} of {together} now", (("gang", ""),)))
+    later = _wait(survey) or (None if found else _shrink(survey))
+    return [*found, later] if later else found
 
 
 def changes_without_node(scratch: Scratch, demand: Demand, *, together: int) -> list[Change]:
@@ -176,6 +174,30 @@ def _wider_selectors(survey: Survey) -> Iterator[Idea]:
         yield replace(demand, zone=""), Change(f"leave the zone {demand.zone} out", (("zone", ""),))
 
 
+def _shrink(survey: Survey) -> Change | None:
+    """When more is asked for than any node has: as much as the largest has, to wait for."""
+    demand, stage = survey.demand, survey.furthest
+    has = {
+        Stage.GPU_CAPACITY: survey.working_gpus,
+        Stage.CPU_CAPACITY: survey.table.cores * CORE_MILLIS,
+        Stage.MEMORY_CAPACITY: survey.table.memory_bytes // MEMORY_STEP_BYTES * MEMORY_STEP_BYTES,
+    }.get(stage)
+    if has is None:
+        return None
+    row = max(survey.at(stage), key=lambda row: int(has[row]))
+    most = int(has[row])
+    if stage == Stage.GPU_CAPACITY:
+        smaller, field, value = replace(demand, gpus=most), "selectors.gpu.count", str(most)
+    elif stage == Stage.CPU_CAPACITY:
+        smaller, field, value = replace(demand, cpu_millis=most), "selectors.cpu.count", format_cpu(most)
+    else:
+        smaller, field, value = replace(demand, memory_bytes=most), "config.memory", f"{most // _MIB}MiB"
+    if not most or not survey.scratch.capacity_for(smaller)[row]:
+        return None
+    text = f"ask for at most {survey.amount(stage, most)}, which is what {survey.table.names[row]} has, and wait for it"
+    return Change(text, ((field, value),), at_once=False)
+
+
 def _wait(survey: Survey) -> Change | None:
     """What has to end before the closest node fits; None when waiting would not help."""
     stage = survey.furthest
@@ -184,9 +206,9 @@ def _wait(survey: Survey) -> Change | None:
     row = survey.closest(stage)
     name = survey.table.names[row]
     if stage in (Stage.READY, Stage.DRIVER_READY):
-        return Change(f"wait for {name}, which {survey.refusal(row).sentence}")
+        return Change(f"wait for {name}, which {survey.refusal(row).sentence}", at_once=False)
     if stage == Stage.RESERVED:
-        return Change(f"wait for {survey.scratch.reservations[row].whom}, to start on {name}")
+        return Change(f"wait for {survey.scratch.reservations[row].whom}, to start on {name}", at_once=False)
     gpus, cpu, memory = survey.short(row)
     missing = [
         counted(gpus, "GPU") if gpus else "",
@@ -196,7 +218,7 @@ def _wait(survey: Survey) -> Change | None:
     amount = listed([part for part in missing if part]) or "a whole core"
     holders = _holders(survey, row, gpus, cpu, memory)
     held = f" held by {listed(holders)}" if holders else ""
-    return Change(f"wait for {amount}{held} on {name}")
+    return Change(f"wait for {amount}{held} on {name}", at_once=False)
 
 
 def _holders(survey: Survey, row: int, gpus: int, cpu: int, memory: int) -> list[str]:

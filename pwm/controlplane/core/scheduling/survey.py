@@ -40,7 +40,9 @@ class Survey:
         self.rows: Ints = np.arange(len(self.table.names))
         if demand.node:
             self.rows = np.array([self.table.rows[demand.node]])
-        self.refusals = [*self.table.refusals]
+        self._selected = [self.table.answers(selector, demand) for selector in SELECTORS]
+        self._ready = self.table.answers(READINESS, demand)
+        self.refusals = [*self.table.refusals]  # all that those answers point at; more is added here
         self.said: Ints = np.full(len(self.table.names), PASSES)
         self._ask()
         stages = np.array([refusal.stage for refusal in self.refusals])
@@ -77,16 +79,15 @@ class Survey:
         table, demand, need_cpu, need_memory = self.table, self.demand, self.screen.cpu_millis, self.screen.memory_bytes
         fits = self.scratch.fitting(demand, self.screen)
         self._answer(fits, np.full_like(self.said, self._place(_FITS)))
-        for selector in SELECTORS:
-            self._answer(self.said == PASSES, table.answers(selector, demand))
+        for answers in self._selected:
+            self._answer(self.said == PASSES, answers)
         joined: Bools = np.array([kind.joined for kind in table.kinds], np.bool_)[table.kind]
         node_cpu = table.cores * CORE_MILLIS
         self._refuse(Stage.GPU_CAPACITY, joined & (self.model_gpus < demand.gpus), self.model_gpus)
         self._refuse(Stage.CPU_CAPACITY, joined & (node_cpu < need_cpu), need_cpu, node_cpu)
-        self._refuse(
-            Stage.MEMORY_CAPACITY, joined & (table.memory_bytes < need_memory), need_memory, table.memory_bytes
-        )
-        self._answer(self.said == PASSES, table.answers(READINESS, demand))
+        too_small = joined & (table.memory_bytes < need_memory)
+        self._refuse(Stage.MEMORY_CAPACITY, too_small, need_memory, table.memory_bytes)
+        self._answer(self.said == PASSES, self._ready)
         broken = self.model_gpus - self.working_gpus
         if demand.gpus:
             self._refuse(Stage.GPU_FREE, self.free_gpus < demand.gpus, self.free_gpus, self.model_gpus, broken)
@@ -96,7 +97,7 @@ class Survey:
             self._refuse(Stage.CPU_FREE, free_whole < need_cpu, need_cpu, free_whole, node_cpu)
         short = self.free_memory_bytes < need_memory
         self._refuse(Stage.MEMORY_FREE, short, need_memory, self.free_memory_bytes, table.memory_bytes)
-        for row in np.flatnonzero(self.said == PASSES).tolist():
+        for row in self.rows[self.said[self.rows] == PASSES].tolist():
             self.said[row] = self._place(self._kept(row))
 
     def _answer(self, which: Bools, answers: Ints) -> None:

@@ -48,10 +48,12 @@ class Refusal:
 @dataclass(frozen=True, slots=True)
 class Change:
     """Something that would let a workload start: fields of its spec with their new values (an empty value removes
-    the field), or, without fields, something to wait for."""
+    the field), or, without fields, something to wait for. With `at_once` it was tried and fits now; else the
+    workload can start once what is in its way has ended."""
 
     text: str
     fields: tuple[tuple[str, str], ...] = ()
+    at_once: bool = True
 
 
 @dataclass(slots=True)
