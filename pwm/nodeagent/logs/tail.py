@@ -83,7 +83,6 @@ class FileTail:
 
     def close(self) -> None:
         if self._fd >= 0:
-            self._cursor = self.cursor
             os.close(self._fd)
             self._fd = -1
 
