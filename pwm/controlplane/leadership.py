@@ -71,7 +71,7 @@ class Leadership:
             await self._view.wait_for(term.revision)
             self.leading = True
             async with asyncio.TaskGroup() as group:
-                duty = group.create_task(_forever(self._duty(term.fence)))
+                duty = group.create_task(self._do(term.fence))
                 await term.lost.wait()
                 why = "the lease was lost"
                 duty.cancel()
@@ -85,12 +85,11 @@ class Leadership:
         finally:
             log.info("no longer leading", role=self.role, why=why)
 
+    async def _do(self, fence: Guard) -> None:
+        await self._duty(fence)
+
     async def _resign(self, term: Term) -> None:
         try:
             await term.resign()
         except store_errors.StoreError as error:
             log.debug("could not resign; the lease will end by itself", role=self.role, why=str(error))
-
-
-async def _forever(duty: Awaitable[None]) -> None:
-    await duty

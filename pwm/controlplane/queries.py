@@ -11,7 +11,7 @@ from typing import Any
 
 from pwm import lifecycle
 from pwm.api.v1.common_pb2 import Metadata, Reason, Resources
-from pwm.api.v1.node_pb2 import CPU, GPU, Node, NodeStatus
+from pwm.api.v1.node_pb2 import CPU, GPU, Node
 from pwm.api.v1.resource_pb2 import Bind, Resource
 from pwm.api.v1.workload_pb2 import Container, Workload
 from pwm.controlplane.clock import Clock
@@ -69,7 +69,7 @@ class Queries:
         if container.status.phase in lifecycle.ENDED:
             return False
         node = self._view.by_name("Node", container.spec.node)
-        return node is None or node.status.phase in (NodeStatus.NOT_READY, NodeStatus.LOST)
+        return node is None or node.status.reason.code == Reason.NODE_UNREACHABLE
 
     def _waiting_reason(self, workload: Workload, containers: list[Container]) -> Reason:
         """Why its next replica cannot be placed now; an empty reason when none waits."""

@@ -117,7 +117,7 @@ class WorkloadController:
         ready = [v for v in gap.vacancies if v.not_before_ms <= now_ms]
         if workload is not None and ready:
             self._waiting[uid] = [
-                Waiting(workload=workload, replica=v.replica, attempt=v.attempt, since_ms=v.since_ms) for v in ready
+                Waiting(workload, v.replica, v.attempt, since_ms=v.since_ms, failures=v.failures) for v in ready
             ]
         else:
             self._waiting.pop(uid, None)

@@ -40,6 +40,8 @@ class Vacancy:
     not_before_ms: int
     # Since when it waits, for the order of the queue.
     since_ms: int
+    # Attempts in a row that have failed so far.
+    failures: int = 0
 
 
 @dataclass(slots=True)
@@ -128,16 +130,16 @@ def _vacancy(
         since = workload.status.desired_at.ToMilliseconds() or workload.metadata.created_at.ToMilliseconds()
         return Vacancy(replica, max(attempt, 1), not_before_ms=0, since_ms=since)
     ended_ms = run[-1].status.since.ToMilliseconds()
-    if _started_over(run[-1]):
+    if started_over(run[-1]):
         return Vacancy(replica, attempt, not_before_ms=0, since_ms=ended_ms)
     if settled_end(workload, run):
         return None
-    failures = failures_in_a_row(run)
+    failures = failures_in_a_row(run[-1])
     delay = retry_delay_ms(failures) if failures else RETRY_FIRST_DELAY_MS
-    return Vacancy(replica, attempt, not_before_ms=ended_ms + delay, since_ms=ended_ms)
+    return Vacancy(replica, attempt, not_before_ms=ended_ms + delay, since_ms=ended_ms, failures=failures)
 
 
-def _started_over(container: Container) -> bool:
+def started_over(container: Container) -> bool:
     """It ended because PWM stopped it for a reason that the workload has outlived, such as scaling down."""
     return container.status.HasField("stop_requested") and container.status.stop_requested.code in (
         Reason.SCALED_DOWN,
@@ -157,7 +159,7 @@ def settled_end(workload: Workload, run: Sequence[Container]) -> bool:
         return True
     if policy == Config.OnFailure and not failed(last):
         return True
-    return failures_in_a_row(run) >= max_attempts(workload)
+    return failures_in_a_row(last) >= max_attempts(workload)
 
 
 def max_attempts(workload: Workload) -> int:
@@ -169,19 +171,19 @@ def failed(container: Container) -> bool:
     return status.phase == ContainerStatus.FAILED or status.exit_code != 0
 
 
-def failures_in_a_row(run: Sequence[Container]) -> int:
-    """Failed attempts since the last one that was well: it ended with 0, or ran long enough."""
-    failures = 0
-    for container in reversed(run):
-        status = container.status
-        if not failed(container):
-            break
-        failures += 1
-        if status.HasField("started_at") and status.HasField("finished_at"):
-            ran_ms = status.finished_at.ToMilliseconds() - status.started_at.ToMilliseconds()
-            if ran_ms >= RETRY_RESET_AFTER_MS:
-                break
-    return failures
+def failures_in_a_row(container: Container) -> int:
+    """Failed attempts up to this ended one, since the last that was well: it ended with 0, or ran long enough.
+
+    Each container is placed with the count so far, so that it outlives attempts that were forgotten.
+    """
+    status = container.status
+    if not failed(container):
+        return 0
+    if status.HasField("started_at") and status.HasField("finished_at"):
+        ran_ms = status.finished_at.ToMilliseconds() - status.started_at.ToMilliseconds()
+        if ran_ms >= RETRY_RESET_AFTER_MS:
+            return 1
+    return container.spec.failures_before + 1
 
 
 def _watch_time_limit(gap: Gap, workload: Workload, container: Container, now_ms: int) -> None:

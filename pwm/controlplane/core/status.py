@@ -179,7 +179,7 @@ def _situation(
         if status.phase == ContainerStatus.LOST or (nodes_unreachable and newest.spec.node in nodes_unreachable):
             return S.UNREACHABLE
         return S.STOPPING if status.HasField("stop_requested") else _BY_PHASE[status.phase]
-    if reconcile._started_over(newest):
+    if reconcile.started_over(newest):
         return S.WAITING
     if not reconcile.settled_end(workload, run):
         return S.BACKING_OFF

@@ -126,12 +126,18 @@ class Election:
 
     async def _until_vacant(self, lease: Lease, *, after_revision: int) -> None:
         """Waits for the leader's key to go. Raises LeaseLost when our own lease ends first."""
-        async with asyncio.TaskGroup() as waiting:
-            gone = waiting.create_task(self._gone(after_revision))
-            lost = waiting.create_task(lease.lost.wait())
-            await asyncio.wait({gone, lost}, return_when=asyncio.FIRST_COMPLETED)
-            gone.cancel()
-            lost.cancel()
+        broken: BaseException | None = None
+        try:
+            async with asyncio.TaskGroup() as waiting:
+                gone = waiting.create_task(self._gone(after_revision))
+                lost = waiting.create_task(lease.lost.wait())
+                await asyncio.wait({gone, lost}, return_when=asyncio.FIRST_COMPLETED)
+                gone.cancel()
+                lost.cancel()
+        except* errors.KVError as group:
+            broken = group.exceptions[0]
+        if broken is not None:
+            raise broken
         if lease.lost.is_set():
             raise errors.LeaseLost("the lease ended while waiting for the leader to go")
 
