@@ -51,7 +51,7 @@ def test_what_is_free_is_told_in_numbers() -> None:
     run(cluster, workload("other", gpus=6, cpu="62", memory="500GiB"))
     assert why(cluster, gpus=4, models=["A100"]) == "needs 4 GPUs A100, 2 free of 8 on n1"
     assert why(cluster, cpu="2500m") == "needs 2.5 CPUs, 2 free of 64 on n1"
-    assert why(cluster, cpu="1", memory="6GiB") == "needs 6GiB of memory, 3.8GiB free of 504GiB on n1"
+    assert why(cluster, cpu="1", memory="6GiB") == "needs 6GiB of memory, 4GiB free of 504GiB on n1"
     assert why(cluster, cpu="4", exclusive=True) == "needs 4 whole CPUs, 2 free of 64 on n1"
 
 
