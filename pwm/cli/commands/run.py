@@ -63,12 +63,13 @@ def run(invocation: Invocation, *, image: str, command: tuple[str, ...], **optio
         try:
             code = _attached(invocation, target, line, interactive=list(command) if interactive else None)
         except Detached:
+            options["rm"] = False
             line.note(f"left {name} to itself; `pwm logs wk {name} -f` and `pwm stop wk {name}` find it again")
             return exit_codes.INTERRUPTED
         finally:
             interrupts.settle()
-    if options["rm"]:
-        _remove(invocation, target)
+            if options["rm"]:
+                _remove(invocation, target)
     return interrupts.exit_code or code
 
 

@@ -25,6 +25,7 @@ class TopApp(App[None]):
         super().__init__()
         self.profile = profile
         self.place = profile.name
+        self.theme = "tokyo-night"
         self.snapshot: Snapshot | None = None
         self.trouble = ""
         # What ended it, if it was not the person.

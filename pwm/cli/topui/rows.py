@@ -40,7 +40,7 @@ class Rows(ScrollView, can_focus=True):
         &:focus { border: round $accent; border-title-color: $accent; }
         .rows--title { color: $text-muted; text-style: bold; }
         .rows--sorted { color: $accent; text-style: bold; }
-        .rows--cursor { background: $accent 25%; text-style: bold; }
+        .rows--cursor { background: $panel-lighten-1; text-style: bold; }
         .rows--text { color: $foreground; }
         .rows--dim { color: $text-muted; }
         .rows--name { color: $foreground; text-style: bold; }
