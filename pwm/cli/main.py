@@ -89,7 +89,7 @@ def run(words: Sequence[str]) -> int:
     except Exception as error:
         if os.environ.get("PWM_DEBUG"):
             raise
-        _say(CliError(f"internal error: {type(error).__name__}: {error}", next_step="PWM_DEBUG=1 shows where."))
+        _say(_unforeseen(error))
         return exit_codes.FAILED
 
 
@@ -134,6 +134,16 @@ def _plain(words: Sequence[str]) -> tuple[Command, dict[str, Any]] | None:
     return command, {**scope, **{name: value for name, value in values.items() if value or name not in scope}}
 
 
+def _unforeseen(error: BaseException) -> CliError:
+    """What nobody caught, as a sentence: the machine's trouble by its own words, ours as a fault of ours."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return CliError(f"{where}{error.strerror[:1].lower()}{error.strerror[1:]}")
+    return CliError(f"internal error: {type(error).__name__}: {error}", next_step="PWM_DEBUG=1 shows where.")
+
+
 def _say(error: CliError) -> None:
     try:
         sys.stdout.flush()
@@ -143,8 +153,18 @@ def _say(error: CliError) -> None:
         pass
 
 
+def _prepare_streams() -> None:
+    """Standard streams that were closed lead nowhere; characters that a terminal lacks are replaced."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: PTH123, SIM115
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+
+
 def main() -> None:
     """The console script. Ends the process without the interpreter's own cleaning up, which only costs time."""
+    _prepare_streams()
     code = run(sys.argv[1:])
     try:
         sys.stdout.flush()

@@ -53,7 +53,7 @@ def config_path() -> str:
 def current_profile(name: str, servers: Sequence[str], *, warn: Callable[[str], None]) -> Profile:
     """The profile to use: options over environment over file."""
     config = read_config(warn)
-    wanted = name or os.environ.get("PWM_PROFILE") or str(config.get("profile") or "")
+    wanted = name or current_name(config)
     profiles = config.get("api") or {}
     if wanted and wanted not in profiles and (name or not os.environ.get("PWM_SERVER")):
         known = ", ".join(profiles) or "none yet"
@@ -66,6 +66,11 @@ def current_profile(name: str, servers: Sequence[str], *, warn: Callable[[str], 
         token=os.environ.get("PWM_TOKEN") or str((entry.get("auth") or {}).get("token") or ""),
         ca_file=str(entry.get("ca") or ""),
     )
+
+
+def current_name(config: dict[str, Any]) -> str:
+    """The profile that is used unless an option says otherwise."""
+    return os.environ.get("PWM_PROFILE") or str(config.get("profile") or "")
 
 
 def _servers(entry: dict[str, Any]) -> list[str]:

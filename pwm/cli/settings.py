@@ -79,7 +79,7 @@ class Setting:
 
 def read_settings(settings: Sequence[Setting], given: dict[str, Any]) -> dict[str, Any]:
     """Values of all settings that are set anywhere; `given` are the command's options."""
-    config = str(given.get("config") or os.environ.get("PWM_DAEMON_CONFIG") or "")
+    config = str(given.get("config") or "")
     by_name = {setting.name: setting for setting in settings}
     values: dict[str, Any] = {}
     for key, value in (_file(config) if config else {}).items():

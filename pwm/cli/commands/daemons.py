@@ -54,8 +54,6 @@ AGENT_SETTINGS = (
     Setting("log_total_bytes", "Most that is kept of all output.", metavar="SIZE", convert=size),
     Setting("log_keep_days", "Days that output is kept after the end.", metavar="N", convert=int),
     Setting("health", "Address for health checks and metrics.", metavar="HOST:PORT", convert=host_and_port),
-    _LOG_LEVEL,
-    _LOG_FORMAT,
 )  # fmt: skip
 
 
@@ -84,8 +82,6 @@ def agent(invocation: Invocation, **given: Any) -> int:
     for name, field in (("node_zone", "zone"), ("health", "health_address"), ("label", "labels")):
         if name in values:
             values[field] = dict(values.pop(name)) if name == "label" else values.pop(name)
-    if "log_format" in values:
-        values["log_json"] = values.pop("log_format") == "json"
     try:
         return app.main(AgentConfig(**values))
     except ConfigError as error:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from pwm.cli import exit_codes
 from pwm.cli.command import Argument, Command, Option
 from pwm.cli.errors import NotFoundError, UsageError
-from pwm.cli.profiles import DEFAULT_PROFILE, DEFAULT_SERVER, add_profile, config_path, read_config, write_config
+from pwm.cli.profiles import (
+    DEFAULT_PROFILE,
+    DEFAULT_SERVER,
+    add_profile,
+    config_path,
+    current_name,
+    read_config,
+    write_config,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,7 +78,7 @@ def ls(invocation: Invocation, *, output: str | None) -> int:
 
     config = read_config(invocation.warn)
     profiles: dict[str, Any] = config.get("api") or {}
-    current = invocation.profile.name if profiles else ""
+    current = current_name(config)
     if output == "name":
         for name in profiles:
             invocation.say(name)
