@@ -24,6 +24,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
 from prometheus_client import CollectorRegistry
 
+import pwm
 from pwm.api.v1.access_pb2 import Access
 from pwm.controlplane.context import CallContext
 from pwm.controlplane.errors import ApiError
@@ -53,6 +54,10 @@ Authenticate = Callable[[str | None, str], Awaitable[Principal]]
 Authorize = Callable[[Any, Access, Message, str], None]
 
 
+# Where `make webui` leaves the built files, in a checkout and in a wheel.
+WEBUI = Path(pwm.__file__).parent / "webui" / "static"
+
+
 @dataclass(frozen=True, eq=False)
 class _Endpoint:
     """A route with all that is worked out once and used at each request."""
@@ -71,7 +76,7 @@ class Gateway:
     health:       whether this replica can serve, for /readyz
     registry:     what /metrics shows
     tls:          None: plain HTTP
-    webui:        folder of the built web app
+    webui:        folder of the built web app; may be missing
     """
 
     def __init__(
@@ -85,7 +90,7 @@ class Gateway:
         title: str,
         version: str,
         tls: ssl.SSLContext | None = None,
-        webui: Path | None = None,
+        webui: Path = WEBUI,
     ) -> None:
         self._authenticate = authenticate
         self._authorize = authorize
@@ -226,7 +231,7 @@ class Gateway:
                     raise
                 raise failures.deadline_exceeded() from error
         body = self._encoder.encode(answer)
-        endpoint.metrics.latency.observe(loop.time() - started)
+        endpoint.metrics.took(loop.time() - started)
         endpoint.metrics.count(Code.OK)
         return await responses.json(request, body, context.request_id, close=self._stopping)
 
@@ -237,7 +242,7 @@ class Gateway:
         assert rpc.call is not None
         form = streams.choose_form(request.headers.get("Accept", ""), rpc.response_class, rpc.raw_stream, self._encoder)
         recheck = self._recheck(rpc, token, context.peer, message)
-        with self._streams.open(_owner(context), recheck) as stream, endpoint.metrics.open_streams.track_inprogress():
+        with self._streams.open(_owner(context), recheck) as stream, endpoint.metrics.streaming():
             timer = stream.end_at(context.deadline)
             try:
                 response, error = await streams.send(
@@ -261,7 +266,7 @@ class Gateway:
                 self._authorize(context.principal, rpc.access, first, rpc.name)
             return recheck
 
-        with self._streams.open(_owner(context), _nothing) as stream, endpoint.metrics.open_streams.track_inprogress():
+        with self._streams.open(_owner(context), _nothing) as stream, endpoint.metrics.streaming():
             response, error = await self._sockets.serve(request, rpc, context, stream=stream, admit=admit)
         endpoint.metrics.count(error.code if error else Code.OK)
         return response

@@ -100,7 +100,7 @@ def _access(access: Access | None) -> str:
 def _body(route: Route, schemas: Schemas) -> Schema:
     request = route.rpc.descriptor.input_type
     if route.body == "*":
-        return schemas.reference(request)
+        return schemas.request(request, without=route.variable_fields)
     return schemas.field(request.fields_by_name[route.body])
 
 

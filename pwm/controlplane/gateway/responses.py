@@ -2,8 +2,10 @@
 
 import asyncio
 import gzip
+import time
+from email.utils import formatdate
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from pwm.controlplane.errors import ApiError
 from pwm.controlplane.gateway import failures
@@ -20,18 +22,69 @@ STALL_S = 60
 JSON = "application/json"
 
 
+# What every answer of the API carries, besides its request id.
+FIXED = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+
+
 def headers(request_id: str) -> dict[str, str]:
-    """What every answer of the API carries."""
-    return {
-        "X-Request-Id": request_id,
-        "X-Content-Type-Options": "nosniff",
-        "Cache-Control": "no-store",
-    }
+    return {"X-Request-Id": request_id, **FIXED}
 
 
 async def json(request: web.BaseRequest, body: bytes, request_id: str, *, close: bool) -> web.StreamResponse:
     """A JSON body with status 200."""
+    usual = request.version == HttpVersion11 and request.keep_alive and request.method != "HEAD"
+    if usual and not close and len(body) < GZIP_FROM_BYTES:
+        return ShortAnswer(body, request_id)
     return await send(request, body, {**headers(request_id), "Content-Type": JSON}, close=close)
+
+
+class ShortAnswer(web.StreamResponse):
+    """A short JSON body, sent together with its head in one piece.
+
+    Most answers are like this, and their heads differ in three places only. aiohttp's Response fills a
+    case-insensitive dictionary and writes it out again for each, which took a fifth of a request's time. So this takes
+    the place of its `prepare` and `write_eof` and of nothing else. What is unusual (HTTP/1.0, closing, HEAD, gzip) goes
+    aiohttp's way.
+    """
+
+    # The usual constructor makes the dictionary that is not wanted here.
+    def __init__(self, body: bytes, request_id: str) -> None:
+        self._content = body
+        self._request_id = request_id
+        self._keep_alive = True
+
+    def __repr__(self) -> str:
+        return f"<ShortAnswer {len(self._content)} bytes>"
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        if request.transport is None or request.transport.is_closing():
+            raise ConnectionResetError("the client went away")
+        head = f"{_HEAD}{_date()}\r\nX-Request-Id: {self._request_id}\r\nContent-Length: {len(self._content)}\r\n\r\n"
+        request.transport.write(head.encode() + self._content)
+        request.writer.output_size += len(self._content)
+        await request.writer.drain()
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """The body is on its way already."""
+
+
+_HEAD = "".join(
+    [
+        "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n",
+        *(f"{name}: {value}\r\n" for name, value in FIXED.items()),
+        "Date: ",
+    ]
+)
+_dated = (0, "")
+
+
+def _date() -> str:
+    """The time as HTTP writes it, made once a second."""
+    global _dated
+    now = int(time.time())
+    if _dated[0] != now:
+        _dated = (now, formatdate(now, usegmt=True))
+    return _dated[1]
 
 
 async def send(

@@ -4,6 +4,7 @@ They describe what `encoding` writes and `decoding` reads: 64-bit integers as st
 a flattened message (Resource) as one of its members, told apart by `kind`. Descriptions are the proto files' comments.
 """
 
+from collections.abc import Collection
 from typing import Any, cast
 
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
@@ -30,7 +31,7 @@ _SCALARS: dict[int, Schema] = {
 
 _WELL_KNOWN: dict[str, Schema] = {
     "google.protobuf.Timestamp": {"type": "string", "format": "date-time"},
-    "google.protobuf.Duration": {"type": "string", "pattern": r"^-?[0-9]+(\.[0-9]{1,9})?s$", "examples": ["90s"]},
+    "google.protobuf.Duration": {"type": "string", "pattern": r"^-?[0-9]{1,11}(\.[0-9]{1,9})?s$", "examples": ["90s"]},
     "google.protobuf.Struct": {
         "type": "object",
         "additionalProperties": True,
@@ -57,6 +58,15 @@ class Schemas:
             flatten = descriptor.GetOptions().Extensions[access_pb2.flatten]
             self.components[name] = self._flattened(descriptor) if flatten else self._message(descriptor)
         return {"$ref": f"#/components/schemas/{name}"}
+
+    def request(self, descriptor: Descriptor, *, without: Collection[str]) -> Schema:
+        """A reference to a body's schema: without what the path says already, and closed, as the decoder is."""
+        reference = self.reference(descriptor)
+        schema = self.components[component_name(descriptor)]
+        for name in without:
+            schema["properties"].pop(descriptor.fields_by_name[name].json_name, None)
+        schema["additionalProperties"] = False
+        return reference
 
     def field(self, field: FieldDescriptor) -> Schema:
         """The schema of a field with its description."""

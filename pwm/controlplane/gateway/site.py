@@ -70,13 +70,13 @@ class Pages:
         version: str,
         health: Callable[[], HealthReport],
         registry: CollectorRegistry,
-        webui: Path | None,
+        webui: Path,
         admit: Admit,
     ) -> None:
         self._health = health
         self._registry = registry
         self._admit = admit
-        self._webui = webui.resolve() if webui is not None and (webui / "index.html").is_file() else None
+        self._webui = webui.resolve() if (webui / "index.html").is_file() else None
         self._describe_api = partial(openapi.document, routes, title=title, version=version)
         self._openapi = b""  # written when it is first asked for: it takes 50 ms
         self._pages: dict[str, Page] = {

@@ -32,6 +32,7 @@ from pwm.controlplane.gateway import Gateway, HealthReport
 
 TOKEN = "pwm_ann"
 OTHER_TOKEN = "pwm_bob"
+NOWHERE = Path("/nonexistent")
 NODE_TOKEN = "pwm_node"
 
 ann = {"Authorization": f"Bearer {TOKEN}"}
@@ -288,7 +289,7 @@ class Running:
 
 
 @asynccontextmanager
-async def running(world: World | None = None, *, webui: Path | None = None) -> AsyncIterator[Running]:
+async def running(world: World | None = None, *, webui: Path = NOWHERE) -> AsyncIterator[Running]:
     world = world or World()
     gateway = Gateway(
         services=world.services(),

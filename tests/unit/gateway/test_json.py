@@ -60,7 +60,7 @@ def scalars(field: FieldDescriptor) -> st.SearchStrategy[Any]:
         FieldDescriptor.TYPE_STRING: TEXT,
         FieldDescriptor.TYPE_BOOL: st.booleans(),
         FieldDescriptor.TYPE_BYTES: st.binary(max_size=6),
-        FieldDescriptor.TYPE_DOUBLE: st.floats(),
+        FieldDescriptor.TYPE_DOUBLE: st.floats(allow_nan=False) | st.just(math.nan),  # one NaN: JSON knows no other
     }[field.type]
 
 
@@ -136,7 +136,7 @@ DECODER = Decoder()
 
 
 @given(messages())
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_every_message_is_written_as_json_format_writes_it(message: Any) -> None:
     reference = flattened(json.loads(json_format.MessageToJson(message)), message)
     assert json.loads(ENCODER.encode(message)) == reference
@@ -144,7 +144,7 @@ def test_every_message_is_written_as_json_format_writes_it(message: Any) -> None
 
 
 @given(messages())
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_every_message_survives_json(message: Any) -> None:
     reference = json_format.MessageToDict(message)
     if contains_resource(message.DESCRIPTOR):
@@ -193,7 +193,7 @@ WILD = st.recursive(
 
 
 @given(st.sampled_from(MESSAGES), st.dictionaries(st.sampled_from(NAMES) | TEXT, WILD, max_size=4))
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=800, deadline=None)
 def test_what_is_accepted_means_what_json_format_reads(descriptor: Descriptor, value: Any) -> None:
     if contains_resource(descriptor):
         return
