@@ -23,11 +23,23 @@ async def outcomes(*appends: Awaitable[int]) -> list[int | BaseException]:
 
 async def test_appends_of_one_moment_share_a_transaction(lossy: Lossy) -> None:
     answers, store = lossy
-    revisions = await asyncio.gather(*(store.append(commit(birth(stream(f"s{i}")))) for i in range(64)))
+    revisions = await asyncio.gather(*(store.append(commit(birth(stream(f"s{i}")))) for i in range(16)))
     assert answers.transactions == 1
     assert len(set(revisions)) == 1
-    positions = [e.position for i in range(64) async for e in store.read_stream(stream(f"s{i}"))]
-    assert positions == list(range(64)), "the order in a transaction is the order of asking"
+    positions = [e.position for i in range(16) async for e in store.read_stream(stream(f"s{i}"))]
+    assert positions == list(range(16)), "the order in a transaction is the order of asking"
+
+
+async def test_many_writers_need_few_transactions(lossy: Lossy) -> None:
+    answers, store = lossy
+
+    async def write(name: str) -> None:
+        await store.append(commit(birth(stream(name))))
+        for _ in range(9):
+            await store.append(commit(change(await head_of(store, stream(name)))))
+
+    await asyncio.gather(*(write(f"s{i}") for i in range(64)))
+    assert answers.transactions < 640 / 4
 
 
 async def test_a_shared_transaction_stays_within_etcds_limits(lossy: Lossy) -> None:
@@ -51,13 +63,13 @@ async def test_one_conflict_fails_alone(lossy: Lossy) -> None:
     await store.append(commit(change(stale, b"newer")))
     answers.transactions = 0
     results = await outcomes(
-        *(store.append(commit(birth(stream(f"s{i}")))) for i in range(10)),
+        *(store.append(commit(birth(stream(f"s{i}")))) for i in range(7)),
         store.append(commit(change(stale, b"too late"))),
-        *(store.append(commit(birth(stream(f"t{i}")))) for i in range(10)),
+        *(store.append(commit(birth(stream(f"t{i}")))) for i in range(7)),
     )
-    assert isinstance(results.pop(10), errors.Conflict)
+    assert isinstance(results.pop(7), errors.Conflict)
     assert all(isinstance(result, int) for result in results)
-    assert answers.transactions == 2, "one that failed, one for all the others"
+    assert answers.transactions <= 3, "one that failed, one that asked why, one for all the others"
 
 
 async def test_each_member_of_a_failed_group_hears_its_own_reason(lossy: Lossy) -> None:
@@ -109,7 +121,7 @@ async def test_commits_of_one_leader_share_its_fence(lossy: Lossy) -> None:
     answers, store = lossy
     key = store.keys.leader("zone")
     fence = Guard(key, create_revision=await answers.put(key, b""))
-    await asyncio.gather(*(store.append(commit(birth(stream(f"s{i}")), guards=(fence,))) for i in range(60)))
+    await asyncio.gather(*(store.append(commit(birth(stream(f"s{i}")), guards=(fence,))) for i in range(16)))
     assert answers.transactions == 1
 
 
@@ -147,7 +159,7 @@ async def test_a_whole_group_is_told_apart_after_a_lost_answer(lossy: Lossy) -> 
     head = await head_of(store, A)
     answers.losses.append(Loss.ANSWER)
     revisions = await asyncio.gather(
-        store.append(commit(change(head, b"mine"))), *(store.append(commit(birth(stream(f"s{i}")))) for i in range(20))
+        store.append(commit(change(head, b"mine"))), *(store.append(commit(birth(stream(f"s{i}")))) for i in range(15))
     )
     assert len(set(revisions)) == 1
     assert [e.event async for e in store.read_stream(A)] == [b"born", b"mine"]

@@ -39,7 +39,7 @@ from pwm.controlplane.store.following import PROOF_INTERVAL_S, follow
 from pwm.controlplane.store.groupcommit import GroupCommit
 from pwm.controlplane.store.keys import Keys
 from pwm.controlplane.store.kv import KV, PAGE_KEYS, KeyValue
-from pwm.controlplane.store.prepared import prepare
+from pwm.controlplane.store.prepared import Prepared, prepare
 
 __all__ = [
     "COMMIT_LIMIT_BYTES",
@@ -100,16 +100,18 @@ class EventStore:
         Raises Conflict, NameTaken, AlreadyAnswered, GuardFailed, FenceLost or TooLarge when it was not appended;
         Unavailable when the store did not answer and it surely was not; Ambiguous when nobody knows.
         """
-        lease = 0 if commit.receipt is None else await self._receipts.current()
+        if commit.receipt is None:
+            return await self._group.submit(self._prepare(commit, 0))
+        lease = await self._receipts.current()
         try:
-            return await self._submit(commit, lease)
+            return await self._group.submit(self._prepare(commit, lease))
         except errors.LeaseLost:  # only a store restored from a snapshot forgets a lease of a day
             self._receipts.forget(lease)
-            return await self._submit(commit, await self._receipts.current())
+            return await self._group.submit(self._prepare(commit, await self._receipts.current()))
 
-    async def _submit(self, commit: Commit, receipt_lease: int) -> int:
+    def _prepare(self, commit: Commit, receipt_lease: int) -> Prepared:
         answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        return await self._group.submit(prepare(commit, answer, keys=self.keys, receipt_lease=receipt_lease))
+        return prepare(commit, answer, keys=self.keys, receipt_lease=receipt_lease)
 
     # ---- reading
 

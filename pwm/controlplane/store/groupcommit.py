@@ -15,6 +15,7 @@ by their commit id whether it was this commit that moved them.
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 
 import structlog
 
@@ -22,7 +23,7 @@ from pwm.api.v1.store_pb2 import Head, Receipt, Record
 from pwm.controlplane.store import errors
 from pwm.controlplane.store.commits import COMMIT_LIMIT_BYTES, COMMIT_LIMIT_OPERATIONS
 from pwm.controlplane.store.keys import Keys
-from pwm.controlplane.store.kv import KV, Compare, Delete, KeyValue, Put, Read
+from pwm.controlplane.store.kv import KV, Compare, Delete, KeyValue, Put, Read, Target
 from pwm.controlplane.store.prepared import Prepared, verdict
 
 APPEND_TIMEOUT_S = 3.0
@@ -33,7 +34,14 @@ ATTEMPT_TIMEOUT_S = 1.2
 
 PAUSE_S = 0.05
 IN_FLIGHT = 2
-"""Transactions on their way at once: one is being written while the next one travels."""
+"""Transactions on their way at once: while etcd writes one, the next one is made here."""
+
+SMALL_GROUP = 16
+"""Up to this many wait for one transaction rather than for a share of several."""
+
+ASK_AT_ONCE = 4
+"""Groups up to this size carry along the reads that explain a failure. In a larger one they would cost every
+transaction a tenth of its size; there a failed one is sent once more, asking."""
 
 log = structlog.get_logger(__name__)
 
@@ -46,6 +54,9 @@ class GroupCommit:
         self._keys = keys
         self._waiting: deque[Prepared] = deque()
         self._on_their_way: set[asyncio.Task[None]] = set()
+        # Keys that transactions on their way write: who writes one of them too waits, so that commits
+        # to the same stream are judged in the order of asking.
+        self._busy: set[bytes] = set()
         self._departure_planned = False
         self._closed = False
 
@@ -71,30 +82,32 @@ class GroupCommit:
 
     def _depart(self) -> None:
         self._departure_planned = False
-        while self._waiting and len(self._on_their_way) < IN_FLIGHT:
-            group = self._take_group()
+        while self._waiting and (slots := IN_FLIGHT - len(self._on_their_way)) > 0:
+            group = self._take_group(max(len(self._waiting) // slots, SMALL_GROUP))
             if not group:
                 return
             task = asyncio.get_running_loop().create_task(self._commit(group))
             self._on_their_way.add(task)
-            task.add_done_callback(self._arrive)
+            task.add_done_callback(partial(self._arrive, group))
 
-    def _arrive(self, task: asyncio.Task[None]) -> None:
+    def _arrive(self, group: list[Prepared], task: asyncio.Task[None]) -> None:
         self._on_their_way.discard(task)
+        for prepared in group:
+            self._busy -= prepared.written
         if not task.cancelled():
             task.result()  # every outcome went to the commits: an exception here is a mistake, so let it be heard
         self._depart()
 
-    def _take_group(self) -> list[Prepared]:
-        """The longest-waiting commit and all others that fit beside it, in their order."""
+    def _take_group(self, at_most: int) -> list[Prepared]:
+        """The longest-waiting commit and others that fit beside it, in their order."""
         group: list[Prepared] = []
         room = _Room()
         left: deque[Prepared] = deque()
-        while self._waiting:
+        while self._waiting and len(group) < at_most:
             prepared = self._waiting.popleft()
             if prepared.answer.done():  # its caller has given up
                 continue
-            if room.takes(prepared):
+            if self._busy.isdisjoint(prepared.written) and room.takes(prepared):
                 group.append(prepared)
             else:
                 left.append(prepared)
@@ -102,6 +115,8 @@ class GroupCommit:
                     break
         left.extend(self._waiting)
         self._waiting = left
+        for prepared in group:
+            self._busy |= prepared.written
         return group
 
     async def _commit(self, group: list[Prepared]) -> None:
@@ -120,9 +135,11 @@ class GroupCommit:
         """`unknown`: an earlier attempt may have been applied."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + APPEND_TIMEOUT_S
+        asking = unknown or len(group) <= ASK_AT_ONCE
         while group:
             try:
-                group = await self._attempt(group, deadline - loop.time(), unknown=unknown)
+                group = await self._attempt(group, deadline - loop.time(), unknown=unknown, asking=asking)
+                asking = True
                 continue
             except (errors.Ambiguous, errors.Unavailable) as error:
                 unknown = unknown or isinstance(error, errors.Ambiguous)
@@ -136,16 +153,17 @@ class GroupCommit:
                 return
             await asyncio.sleep(PAUSE_S)
 
-    async def _attempt(self, group: list[Prepared], left_s: float, *, unknown: bool) -> list[Prepared]:
-        """One transaction. Returns those who have to try again."""
+    async def _attempt(self, group: list[Prepared], left_s: float, *, unknown: bool, asking: bool) -> list[Prepared]:
+        """One transaction, `asking` whose conditions failed if it fails. Returns those who have to try again."""
         compares, operations = _merge(group)
-        informative = frozenset[bytes]().union(*(p.informative for p in group))
-        reads = [Read(c.key, keys_only=not unknown and c.key not in informative) for c in compares]
+        reads = _reads(group, values=unknown) if asking else []
         result = await self._kv.txn(compares, operations, reads, timeout_s=min(ATTEMPT_TIMEOUT_S, max(left_s, 0.1)))
         if result.succeeded:
             for prepared in group:
                 _succeed(prepared, result.revision)
             return []
+        if not asking:
+            return group
         found = {kv.key: kv for page in result.reads for kv in page.kvs}
         again = []
         for prepared in group:
@@ -208,41 +226,59 @@ class _Room:
     def __init__(self) -> None:
         self.full = False
         self._operations = 0
+        self._conditions = 0
         self._size = 0
-        self._compares: set[Compare] = set()
         self._written: set[bytes] = set()
-        self._compared: set[bytes] = set()
+        self._relied_on: set[bytes] = set()
 
     def takes(self, prepared: Prepared) -> bool:
         """Reserves room for the commit, or says no."""
         operations = self._operations + len(prepared.operations)
-        compares = len(self._compares) + sum(c not in self._compares for c in prepared.compares)
+        conditions = self._conditions + len(prepared.compares) + len(prepared.guards)
         size = self._size + prepared.size_bytes
-        if max(operations, compares) > COMMIT_LIMIT_OPERATIONS or size > COMMIT_LIMIT_BYTES:
+        if operations > COMMIT_LIMIT_OPERATIONS or conditions > COMMIT_LIMIT_OPERATIONS or size > COMMIT_LIMIT_BYTES:
             self.full = True
             return False
-        if not (
-            self._written.isdisjoint(prepared.written)
-            and self._written.isdisjoint(prepared.compared)
-            and self._compared.isdisjoint(prepared.written)
-        ):
+        if not self._written.isdisjoint(prepared.written) or not self._relied_on.isdisjoint(prepared.written):
             return False
-        self._operations, self._size = operations, size
-        self._compares.update(prepared.compares)
+        for guard in prepared.guards:
+            if guard.key in self._written:
+                return False
+            # Commits of one leader share its fence, so it is counted once.
+            conditions -= guard.key in self._relied_on
+            self._relied_on.add(guard.key)
+        self._operations, self._conditions, self._size = operations, conditions, size
         self._written |= prepared.written
-        self._compared |= prepared.compared
         return True
 
 
 def _merge(group: Sequence[Prepared]) -> tuple[list[Compare], list[Put | Delete]]:
-    compares: dict[Compare, None] = {}
+    """One transaction for all, with the operations in the order of asking."""
+    compares: list[Compare] = []
     operations: list[Put | Delete] = []
+    guards: dict[tuple[bytes, Target, int], Compare] = {}
     position = 0
     for prepared in group:
-        compares.update(dict.fromkeys(prepared.compares))
-        operations += prepared.with_positions(position)
+        prepared.settle_positions(position)
         position += len(prepared.records)
-    return list(compares), operations
+        compares += prepared.compares
+        operations += prepared.operations
+        for guard in prepared.guards:
+            guards[guard.key, guard.target, guard.revision] = guard
+    compares += guards.values()
+    return compares, operations
+
+
+def _reads(group: Sequence[Prepared], *, values: bool) -> list[Read]:
+    """What tells whose conditions failed; with `values` also who wrote the heads."""
+    reads: list[Read] = []
+    guards: dict[bytes, Read] = {}
+    for prepared in group:
+        informative = prepared.informative
+        reads += [Read(c.key, keys_only=not values and c.key not in informative) for c in prepared.compares]
+        guards.update((guard.key, Read(guard.key, keys_only=True)) for guard in prepared.guards)
+    reads += guards.values()
+    return reads
 
 
 def _succeed(prepared: Prepared, revision: int) -> None:

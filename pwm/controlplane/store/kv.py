@@ -44,7 +44,7 @@ class Target(Enum):
     MOD = "mod"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Compare:
     """Holds when the key's create or mod revision is this one; 0 means that the key does not exist."""
 

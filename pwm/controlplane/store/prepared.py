@@ -1,4 +1,4 @@
-"""A commit made ready for a transaction: keys, compares, values serialised once, limits checked.
+"""A commit made ready for a transaction: keys, compares and values, with the limits checked.
 
 Also the way back: given what a failed transaction read, `verdict` says why this commit was refused. The
 order in which it looks matters. A receipt comes first, since a repeated request must get the answer of the
@@ -6,9 +6,9 @@ first one although its other conditions fail as well; then the fence, since a de
 and nothing else; then guards, streams and names.
 """
 
+import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from pwm.api.v1.store_pb2 import Head, Receipt, Record
 from pwm.controlplane.store import errors
@@ -24,12 +24,8 @@ from pwm.controlplane.store.commits import (
 from pwm.controlplane.store.keys import Keys
 from pwm.controlplane.store.kv import Compare, Delete, KeyValue, Put, Target
 
-if TYPE_CHECKING:
-    import asyncio
-
-# A message is the concatenation of its fields, so a record is its event part followed by its position,
-# and the event, which may be large, is serialised only once although its position comes late.
-_POSITIONS = [Record(position=i).SerializeToString() for i in range(COMMIT_LIMIT_OPERATIONS)]
+OVERHEAD_BYTES = 32
+"""What protobuf and etcd add to a key and a value, at most."""
 
 
 @dataclass(slots=True, eq=False)
@@ -38,97 +34,95 @@ class Prepared:
 
     commit: Commit
     answer: "asyncio.Future[int]"
+    # Conditions on keys that the commit writes itself.
     compares: list[Compare]
+    # Conditions on keys that it only relies on.
+    guards: list[Compare]
     operations: list[Put | Delete]
-    # Places in `operations` of the event records, whose position is only known in the transaction.
-    records: list[int]
-    # Keys compared by value of their content: reading them back needs more than their revision.
-    informative: frozenset[bytes]
+    # The event records among the operations: their position is only known in the transaction.
+    records: list[Put]
+    # Keys whose value is needed, not only their revision, to tell why the commit was refused.
+    informative: set[bytes]
+    written: set[bytes]
     size_bytes: int
-    written: frozenset[bytes]
-    compared: frozenset[bytes] = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.compared = frozenset(c.key for c in self.compares)
-
-    def with_positions(self, first: int) -> list[Put | Delete]:
-        """The operations, with this commit's events at `first` and after it in the transaction's order."""
-        operations = list(self.operations)
-        for offset, place in enumerate(self.records):
-            put = operations[place]
-            assert isinstance(put, Put)
-            operations[place] = Put(put.key, put.value + _POSITIONS[first + offset])
-        return operations
+    def settle_positions(self, first: int) -> None:
+        """Writes into the records where they stand in their transaction. May be done again for another one."""
+        events = (event for write in self.commit.writes for event in write.events)
+        for position, (record, event) in enumerate(zip(self.records, events, strict=True), first):
+            record.value = Record(event=event, position=position).SerializeToString()
 
 
 def prepare(commit: Commit, answer: "asyncio.Future[int]", *, keys: Keys, receipt_lease: int) -> Prepared:
     """Raises TooLarge. `receipt_lease` is what a receipt hangs on, 0 when the commit has none."""
     assert commit.writes, "a commit writes at least one stream: its head tells whether the commit was applied"
-    compares: dict[Compare, None] = {}
-    operations: list[Put | Delete] = []
-    records: list[int] = []
+    guards = [guard_compare(guard) for guard in commit.guards] if commit.guards else []
+    prepared = Prepared(commit, answer, [], guards, [], [], set(), set(), 0)
     commit_id = commit.id.encode()
     for write in commit.writes:
-        _prepare_stream(write, commit_id, keys, compares, operations, records)
-    informative = _prepare_names(commit, keys, compares, operations)
-    for guard in commit.guards:
-        compares[_guard_compare(guard)] = None
+        _prepare_stream(prepared, write, commit_id, keys)
+    if commit.claim_names or commit.release_names:
+        _prepare_names(prepared, keys)
     if commit.receipt is not None:
-        key = keys.receipt(commit.receipt.principal, commit.receipt.key)
-        value = Receipt(answer=commit.receipt.answer, commit_id=commit_id).SerializeToString()
-        compares[Compare(key, Target.CREATE, 0)] = None
-        operations.append(Put(key, value, receipt_lease))
-        informative.add(key)
-    written = frozenset(o.key for o in operations)
-    assert len(written) == len(operations), "a commit writes each key once"
-    size = sum(len(o.key) + (len(o.value) if isinstance(o, Put) else 0) for o in operations)
-    size += sum(2 * len(c.key) for c in compares)  # compared, and read when that fails
-    _check("a commit", size, COMMIT_LIMIT_BYTES)
-    _check("a commit (operations)", max(len(operations), len(compares)), COMMIT_LIMIT_OPERATIONS)
-    return Prepared(commit, answer, list(compares), operations, records, frozenset(informative), size, written)
+        _prepare_receipt(prepared, commit_id, keys, receipt_lease)
+    for operation in prepared.operations:
+        prepared.written.add(operation.key)
+        prepared.size_bytes += 3 * len(operation.key) + OVERHEAD_BYTES  # written, compared, and read when that fails
+        if isinstance(operation, Put):
+            prepared.size_bytes += len(operation.value)
+    assert len(prepared.written) == len(prepared.operations), "a commit writes each key once"
+    _check("a commit", prepared.size_bytes, COMMIT_LIMIT_BYTES)
+    conditions = len(prepared.compares) + len(prepared.guards)
+    _check("a commit (operations)", max(len(prepared.operations), conditions), COMMIT_LIMIT_OPERATIONS)
+    return prepared
 
 
-def _prepare_stream(
-    write: StreamWrite,
-    commit_id: bytes,
-    keys: Keys,
-    compares: dict[Compare, None],
-    operations: list[Put | Delete],
-    records: list[int],
-) -> None:
+def _prepare_stream(prepared: Prepared, write: StreamWrite, commit_id: bytes, keys: Keys) -> None:
+    stream, version, operations = write.stream, write.version_before, prepared.operations
     assert write.events, "a stream is written by its events"
-    assert (write.version_before == 0) == (write.revision_before == 0), "version and revision tell of the same head"
-    name = f"{write.stream.kind}/{write.stream.uid}"
-    _check(f"the state of {name}", len(write.state), STATE_LIMIT_BYTES)
-    version = write.version_before
+    assert (version == 0) == (write.revision_before == 0), "version and revision tell of the same head"
+    if len(write.state) > STATE_LIMIT_BYTES:
+        raise errors.TooLarge(
+            f"the state of {stream.kind}/{stream.uid}", size=len(write.state), limit=STATE_LIMIT_BYTES
+        )
     for event in write.events:
-        _check(f"an event of {name}", len(event), EVENT_LIMIT_BYTES)
+        if len(event) > EVENT_LIMIT_BYTES:
+            raise errors.TooLarge(f"an event of {stream.kind}/{stream.uid}", size=len(event), limit=EVENT_LIMIT_BYTES)
         version += 1
-        records.append(len(operations))
-        operations.append(Put(keys.event(write.stream, version), Record(event=event).SerializeToString()))
+        record = Put(keys.event(stream, version), event)
+        prepared.records.append(record)
+        operations.append(record)
     head = Head(version=version, state=write.state, commit_id=commit_id)
     if write.removed_at_ms:
         head.removed_at.FromMilliseconds(write.removed_at_ms)
-    key = keys.head(write.stream)
-    compares[Compare(key, Target.MOD, write.revision_before)] = None
-    operations.append(Put(key, head.SerializeToString(deterministic=True)))
+    key = keys.head(stream)
+    prepared.compares.append(Compare(key, Target.MOD, write.revision_before))
+    operations.append(Put(key, head.SerializeToString()))
 
 
-def _prepare_names(
-    commit: Commit, keys: Keys, compares: dict[Compare, None], operations: list[Put | Delete]
-) -> set[bytes]:
+def _prepare_names(prepared: Prepared, keys: Keys) -> None:
     """A name that changes hands needs no compare: it hangs on the released stream's head, which is compared."""
-    claimed = {keys.name(name): holder for name, holder in commit.claim_names}
-    released = {keys.name(name) for name in commit.release_names}
+    claimed = {keys.name(name): holder for name, holder in prepared.commit.claim_names}
+    released = [keys.name(name) for name in prepared.commit.release_names]
     for key, holder in claimed.items():
-        operations.append(Put(key, holder.encode()))
+        prepared.operations.append(Put(key, holder.encode()))
         if key not in released:
-            compares[Compare(key, Target.CREATE, 0)] = None
-    operations += [Delete(keys.name(name)) for name in commit.release_names if keys.name(name) not in claimed]
-    return set(claimed) - released
+            prepared.compares.append(Compare(key, Target.CREATE, 0))
+            prepared.informative.add(key)
+    prepared.operations += [Delete(key) for key in released if key not in claimed]
 
 
-def _guard_compare(guard: Guard) -> Compare:
+def _prepare_receipt(prepared: Prepared, commit_id: bytes, keys: Keys, lease: int) -> None:
+    receipt = prepared.commit.receipt
+    assert receipt is not None
+    key = keys.receipt(receipt.principal, receipt.key)
+    value = Receipt(answer=receipt.answer, commit_id=commit_id).SerializeToString()
+    prepared.compares.append(Compare(key, Target.CREATE, 0))
+    prepared.operations.append(Put(key, value, lease))
+    prepared.informative.add(key)
+
+
+def guard_compare(guard: Guard) -> Compare:
     if guard.create_revision is not None:
         return Compare(guard.key, Target.CREATE, guard.create_revision)
     assert guard.mod_revision is not None
@@ -147,14 +141,16 @@ def verdict(prepared: Prepared, found: Mapping[bytes, KeyValue], *, keys: Keys) 
         kv = found.get(keys.receipt(commit.receipt.principal, commit.receipt.key))
         if kv is not None:
             return errors.AlreadyAnswered(Receipt.FromString(kv.value).answer, revision=kv.mod_revision)
-    guards = [g.key for g in commit.guards if not holds(_guard_compare(g), found)]
-    for key in guards:
+    failed = [guard.key for guard in prepared.guards if not _holds(guard, found)]
+    for key in failed:
         if key.startswith(keys.all_leaders):
             return errors.FenceLost(key)
-    if guards:
-        return errors.GuardFailed(guards[0])
+    if failed:
+        return errors.GuardFailed(failed[0])
     moved = tuple(
-        w.stream for w in commit.writes if not holds(Compare(keys.head(w.stream), Target.MOD, w.revision_before), found)
+        w.stream
+        for w in commit.writes
+        if not _holds(Compare(keys.head(w.stream), Target.MOD, w.revision_before), found)
     )
     if moved:
         return errors.Conflict(moved)
@@ -165,7 +161,7 @@ def verdict(prepared: Prepared, found: Mapping[bytes, KeyValue], *, keys: Keys) 
     return None
 
 
-def holds(compare: Compare, found: Mapping[bytes, KeyValue]) -> bool:
+def _holds(compare: Compare, found: Mapping[bytes, KeyValue]) -> bool:
     kv = found.get(compare.key)
     if kv is None:
         return compare.revision == 0

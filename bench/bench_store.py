@@ -1,0 +1,161 @@
+"""How fast the event store appends, against bare puts through the same etcd client.
+
+An append is a transaction that compares the stream's head and writes an event and a new head; a bare put
+writes the event's bytes alone. Each member of etcd is a process with fsync on. Runs alternate, and each pair
+of neighbouring runs gives one ratio, so that what else the machine does meets both alike.
+
+    python bench/bench_store.py [--rounds 8] [--seconds 1.5] [--profile]
+"""
+
+import argparse
+import asyncio
+import cProfile
+import itertools
+import json
+import os
+import platform
+import pstats
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from pwm.controlplane.store.etcd import EtcdKV
+from pwm.controlplane.store.eventstore import Commit, EventStore, StreamId, StreamWrite
+from pwm.etcd_process import EtcdProcess, free_port
+
+RESULTS = Path(__file__).parent / "results" / "store.json"
+EVENT = os.urandom(300)  # a container's report with its event around it
+STATE = os.urandom(600)  # a container
+# (members, writers) -> the ratio to reach
+TARGETS = {(1, 1): 0.7, (3, 1): 0.7, (1, 64): 3.0, (3, 64): 3.0}
+
+_numbers = itertools.count()
+
+# Does one operation of the writer again and again until the deadline; returns how often.
+Writer = Callable[[int, float], Awaitable[int]]
+
+
+def putting(kv: EtcdKV) -> Writer:
+    async def write(writer: int, deadline: float) -> int:
+        done = 0
+        while time.perf_counter() < deadline:
+            await kv.put(b"/bench/put/%d/%d" % (writer, next(_numbers)), EVENT)
+            done += 1
+        return done
+
+    return write
+
+
+def appending(store: EventStore) -> Writer:
+    async def write(writer: int, deadline: float) -> int:
+        stream = StreamId("Container", f"{writer}-{next(_numbers)}")
+        version = revision = done = 0
+        while time.perf_counter() < deadline:
+            write = StreamWrite(stream, version, revision, (EVENT,), STATE)
+            revision = await store.append(Commit(f"{next(_numbers):026}", (write,)))
+            version += 1
+            done += 1
+        return done
+
+    return write
+
+
+async def rate(write: Writer, *, writers: int, seconds: float) -> float:
+    started = time.perf_counter()
+    counts = await asyncio.gather(*(write(i, started + seconds) for i in range(writers)))
+    return sum(counts) / (time.perf_counter() - started)
+
+
+async def compare(address: list[str], *, writers: int, rounds: int, seconds: float) -> dict[str, Any]:
+    async with EtcdKV(address) as kv, EventStore(kv) as store:
+        puts, appends = putting(kv), appending(store)
+        for write in (puts, appends):
+            await rate(write, writers=writers, seconds=seconds / 2)
+        pairs = []
+        for number in range(rounds):
+            order = [puts, appends] if number % 2 == 0 else [appends, puts]
+            rates = {write: await rate(write, writers=writers, seconds=seconds) for write in order}
+            pairs.append((rates[puts], rates[appends]))
+    ratios = sorted(append / put for put, append in pairs)
+    return {
+        "ratio": statistics.median(ratios),
+        "ratio_spread": [ratios[0], ratios[-1]],
+        "appends_per_s": statistics.median(append for _, append in pairs),
+        "puts_per_s": statistics.median(put for put, _ in pairs),
+        "rounds": rounds,
+    }
+
+
+async def profile(address: list[str], *, seconds: float) -> None:
+    """Where this process spends its time while 64 writers append."""
+    async with EtcdKV(address) as kv, EventStore(kv) as store:
+        profiler = cProfile.Profile()
+        profiler.enable()
+        await rate(appending(store), writers=64, seconds=seconds)
+        profiler.disable()
+    pstats.Stats(profiler).sort_stats("tottime").print_stats(25)
+
+
+def cluster(directory: Path, count: int) -> list[EtcdProcess]:
+    ports = {f"m{i}": (free_port(), free_port()) for i in range(count)}
+    peers = {name: f"http://127.0.0.1:{peer}" for name, (_, peer) in ports.items()}
+    return [
+        EtcdProcess(directory / name, name=name, client_port=client, peer_port=peer, cluster=peers)
+        for name, (client, peer) in ports.items()
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=1.5)
+    parser.add_argument("--profile", action="store_true")
+    options = parser.parse_args()
+    results: dict[str, Any] = {}
+    for members in (1, 3):
+        with tempfile.TemporaryDirectory(prefix="pwm-bench-") as directory:
+            started = cluster(Path(directory), members)
+            try:
+                for member in started:
+                    member.start(wait=False)
+                for member in started:
+                    member.wait_until_healthy()
+                addresses = [member.address for member in started]
+                if options.profile:
+                    uvloop.run(profile(addresses, seconds=options.seconds))
+                    continue
+                for writers in (1, 64):
+                    result = uvloop.run(
+                        compare(addresses, writers=writers, rounds=options.rounds, seconds=options.seconds)
+                    )
+                    results[f"{writers} writers, {members} members"] = {**result, "target": TARGETS[members, writers]}
+                    show(members, writers, result)
+            finally:
+                for member in started:
+                    member.stop()
+    if options.profile:
+        return 0
+    RESULTS.parent.mkdir(exist_ok=True)
+    machine = {"python": platform.python_version(), "cores": os.cpu_count()}
+    RESULTS.write_text(json.dumps({"machine": machine, "append": results}, indent=2) + "\n")
+    return 0 if all(result["ratio"] >= result["target"] for result in results.values()) else 1
+
+
+def show(members: int, writers: int, result: dict[str, Any]) -> None:
+    low, high = result["ratio_spread"]
+    target = TARGETS[members, writers]
+    print(
+        f"{writers:3} writers, {members} members: {result['appends_per_s']:8,.0f} appends/s against "
+        f"{result['puts_per_s']:7,.0f} puts/s: {result['ratio']:.2f}x ({low:.2f}..{high:.2f}), "
+        f"to reach {target}x{'' if result['ratio'] >= target else '  NOT REACHED'}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
