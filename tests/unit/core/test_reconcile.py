@@ -1,0 +1,172 @@
+"""What replicas need next, as tables of situations."""
+
+import pytest
+
+from pwm.api.v1.common_pb2 import Reason
+from pwm.api.v1.workload_pb2 import Config, ContainerStatus, WorkloadStatus
+from pwm.controlplane.core.reconcile import (
+    DEFAULT_MAX_ATTEMPTS,
+    KEPT_ATTEMPTS,
+    RETRY_MAX_DELAY_MS,
+    RETRY_RESET_AFTER_MS,
+    reconcile,
+    retry_delay_ms,
+)
+from tests.unit.core.builders import T0, container, workload
+
+RUNNING, EXITED, FAILED = ContainerStatus.RUNNING, ContainerStatus.EXITED, ContainerStatus.FAILED
+NEVER, ON_FAILURE, ALWAYS = Config.Never, Config.OnFailure, Config.Always
+
+
+def test_a_new_workload_needs_one_container_per_replica() -> None:
+    gap = reconcile(workload(count=3), [], now_ms=T0)
+    assert [(v.replica, v.attempt, v.not_before_ms) for v in gap.vacancies] == [(0, 1, 0), (1, 1, 0), (2, 1, 0)]
+    assert not gap.stops
+
+
+def test_nothing_is_needed_while_everything_runs() -> None:
+    gap = reconcile(workload(count=2), [container(0), container(1)], now_ms=T0)
+    assert (gap.vacancies, gap.stops, gap.removals, gap.wake_at_ms) == ([], [], [], 0)
+
+
+@pytest.mark.parametrize(
+    ("policy", "phase", "code", "again"),
+    [
+        (NEVER, EXITED, 0, False),
+        (NEVER, EXITED, 1, False),
+        (NEVER, FAILED, None, False),
+        (ON_FAILURE, EXITED, 0, False),
+        (ON_FAILURE, EXITED, 1, True),
+        (ON_FAILURE, FAILED, None, True),
+        (ALWAYS, EXITED, 0, True),
+        (ALWAYS, EXITED, 1, True),
+    ],
+)
+def test_the_restart_policy_says_whether_a_replica_starts_again(
+    policy: int, phase: int, code: int | None, again: bool
+) -> None:
+    ended = container(phase=phase, exit_code=code)
+    gap = reconcile(workload(restart_policy=policy), [ended], now_ms=T0)
+    assert [(v.replica, v.attempt) for v in gap.vacancies] == ([(0, 2)] if again else [])
+
+
+def test_failures_in_a_row_wait_longer_each_time_and_end_at_the_limit() -> None:
+    made = workload(restart_policy=ON_FAILURE)
+    delays = []
+    for failures_before in range(DEFAULT_MAX_ATTEMPTS - 1):
+        ended = container(attempt=failures_before + 1, phase=EXITED, exit_code=1, failures_before=failures_before)
+        (vacancy,) = reconcile(made, [ended], now_ms=T0).vacancies
+        assert vacancy.failures == failures_before + 1
+        delays.append(vacancy.not_before_ms - T0)
+    assert delays == [1000, 2000, 4000, 8000, 16000]
+    last = container(attempt=6, phase=EXITED, exit_code=1, failures_before=DEFAULT_MAX_ATTEMPTS - 1)
+    assert reconcile(made, [last], now_ms=T0).vacancies == []
+
+
+def test_the_limit_holds_although_earlier_attempts_were_forgotten() -> None:
+    last = container(attempt=40, phase=EXITED, exit_code=1, failures_before=5)
+    assert reconcile(workload(restart_policy=ALWAYS), [last], now_ms=T0).vacancies == []
+
+
+def test_a_container_that_ran_long_starts_the_count_anew() -> None:
+    ran = container(
+        attempt=6, phase=EXITED, exit_code=1, failures_before=5, started_ms=T0, ended_ms=T0 + RETRY_RESET_AFTER_MS
+    )
+    (vacancy,) = reconcile(workload(restart_policy=ALWAYS), [ran], now_ms=T0).vacancies
+    assert vacancy.failures == 1
+
+
+def test_delays_stop_growing_at_five_minutes() -> None:
+    assert retry_delay_ms(1) == 1000
+    assert retry_delay_ms(60) == RETRY_MAX_DELAY_MS
+
+
+def test_a_replica_that_backs_off_is_looked_at_when_its_time_comes() -> None:
+    ended = container(phase=EXITED, exit_code=1)
+    gap = reconcile(workload(restart_policy=ON_FAILURE), [ended], now_ms=T0)
+    assert gap.wake_at_ms == T0 + 1000
+
+
+def test_stopping_stops_every_container_once() -> None:
+    stopped = workload(count=2, desired=WorkloadStatus.STOP)
+    first = reconcile(stopped, [container(0), container(1)], now_ms=T0)
+    assert [(c.metadata.name, r.code) for c, r in first.stops] == [
+        ("train.0.1", Reason.STOPPED_BY_USER),
+        ("train.1.1", Reason.STOPPED_BY_USER),
+    ]
+    asked = [container(0, stop=Reason.STOPPED_BY_USER), container(1, stop=Reason.STOPPED_BY_USER)]
+    assert reconcile(stopped, asked, now_ms=T0).stops == []
+    assert first.vacancies == []
+
+
+def test_a_stopped_workload_is_not_started_again_by_its_policy() -> None:
+    ended = container(phase=EXITED, exit_code=143, stop=Reason.STOPPED_BY_USER)
+    assert reconcile(workload(desired=WorkloadStatus.STOP, restart_policy=ALWAYS), [ended], now_ms=T0).vacancies == []
+
+
+def test_deleting_waits_for_the_end_and_then_forgets_everything() -> None:
+    deleting = workload(desired=WorkloadStatus.DELETE)
+    gap = reconcile(deleting, [container(stop=Reason.DELETED_BY_USER)], now_ms=T0)
+    assert not gap.workload_gone
+    assert gap.removals == []
+    gap = reconcile(deleting, [container(phase=EXITED, exit_code=0)], now_ms=T0)
+    assert gap.workload_gone
+    assert len(gap.removals) == 1
+
+
+def test_containers_without_a_workload_are_stopped_then_forgotten() -> None:
+    assert len(reconcile(None, [container()], now_ms=T0).stops) == 1
+    assert len(reconcile(None, [container(phase=EXITED, exit_code=0)], now_ms=T0).removals) == 1
+
+
+def test_scaling_down_stops_the_highest_replicas() -> None:
+    gap = reconcile(workload(count=1), [container(0), container(1), container(2)], now_ms=T0)
+    assert [c.metadata.name for c, _ in gap.stops] == ["train.1.1", "train.2.1"]
+
+
+def test_a_replica_that_was_scaled_away_starts_again_when_scaled_up() -> None:
+    gone = container(1, phase=EXITED, exit_code=143, stop=Reason.SCALED_DOWN)
+    gap = reconcile(workload(count=2), [container(0), gone], now_ms=T0)
+    assert [(v.replica, v.attempt) for v in gap.vacancies] == [(1, 2)]
+
+
+def test_a_new_version_replaces_one_replica_at_a_time() -> None:
+    changed = workload(count=3, first_attempt=2)
+    old = [container(0), container(1), container(2)]
+    assert [c.metadata.name for c, _ in reconcile(changed, old, now_ms=T0).stops] == ["train.0.1"]
+    stopping = [container(0, stop=Reason.REPLACED, phase=ContainerStatus.EXITING), container(1), container(2)]
+    assert reconcile(changed, stopping, now_ms=T0).stops == []
+    ended = [container(0, stop=Reason.REPLACED, phase=EXITED, exit_code=0), container(1), container(2)]
+    gap = reconcile(changed, ended, now_ms=T0)
+    assert [(v.replica, v.attempt) for v in gap.vacancies] == [(0, 2)]
+    assert gap.stops == []
+    starting = [container(0, 2, ContainerStatus.PULLING), container(1), container(2)]
+    assert reconcile(changed, starting, now_ms=T0).stops == []
+    running = [container(0, 2), container(1), container(2)]
+    assert [c.metadata.name for c, _ in reconcile(changed, running, now_ms=T0).stops] == ["train.1.1"]
+
+
+def test_a_broken_new_version_takes_down_one_replica_only() -> None:
+    changed = workload(count=2, first_attempt=2, restart_policy=ON_FAILURE)
+    crashing = [
+        container(0, 1, EXITED, exit_code=0, stop=Reason.REPLACED),
+        container(0, 2, FAILED),
+        container(1),
+    ]
+    assert reconcile(changed, crashing, now_ms=T0).stops == []
+
+
+def test_a_time_limit_stops_the_container_and_it_stays_ended() -> None:
+    limited = container(time_limit_ms=5000)
+    assert reconcile(workload(), [limited], now_ms=T0).wake_at_ms == T0 + 5000
+    ((_, reason),) = reconcile(workload(), [limited], now_ms=T0 + 5000).stops
+    assert reason.code == Reason.TIME_LIMIT
+    ended = container(phase=EXITED, exit_code=143, stop=Reason.TIME_LIMIT)
+    assert reconcile(workload(restart_policy=ALWAYS), [ended], now_ms=T0 + 6000).vacancies == []
+
+
+def test_only_the_latest_attempts_are_kept() -> None:
+    attempts = [container(attempt=n, phase=EXITED, exit_code=1) for n in range(1, 7)]
+    gap = reconcile(workload(restart_policy=NEVER), attempts, now_ms=T0)
+    assert [c.spec.attempt for c in gap.removals] == [1, 2, 3]
+    assert len(attempts) - len(gap.removals) == KEPT_ATTEMPTS
