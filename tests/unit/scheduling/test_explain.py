@@ -134,8 +134,12 @@ def test_a_gang_counts_the_room_for_what_is_missing_of_it() -> None:
     gang = workload("gang", gpus=1, replicas=5, gang=True)
     explanation = explain(cluster, gang)
     assert explanation.reason.code == Reason.GANG_DOES_NOT_FIT
-    assert explanation.reason.message == "needs room for 5 replicas at once, there is room for 4 now"
+    assert explanation.reason.message == "needs room for 5 replicas at once, the nodes that match have room for 4"
     assert not explanation.possible
+    cluster.set_node(node("n2", gpus=2))
+    run(cluster, workload("other", gpus=2))
+    assert explain(cluster, gang).reason.message == "needs room for 5 replicas at once, there is room for 4 now"
+    assert explain(cluster, gang).possible
     cluster.set_container(container_of(planned(cluster, workload("gang", gpus=1)).placements[0]))
     assert explain(cluster, gang).reason.message == "needs room for 4 replicas at once, there is room for 3 now"
 

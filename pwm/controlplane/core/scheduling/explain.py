@@ -47,12 +47,14 @@ def explain_demand(scratch: Scratch, demand: Demand, *, together: int = 1) -> Ex
     survey = Survey(scratch, demand)
     capacity = scratch.capacity_for(demand)
     hosts = survey.rows[survey.stages[survey.rows] >= Stage.READY]
-    return Explanation(
-        reason=_main_reason(survey, together),
-        refusals=_by_node(survey),
-        changes=changes_that_help(survey, together=together),
-        possible=int(capacity[hosts].sum()) >= together,
-    )
+    most = int(capacity[hosts].sum())
+    if 0 < most < together:
+        message = f"needs room for {together} replicas at once, the nodes that match have room for {most}"
+        reason = Reason(code=Reason.GANG_DOES_NOT_FIT, message=message)
+    else:
+        reason = _main_reason(survey, together)
+    changes = changes_that_help(survey, together=together, possible=most >= together)
+    return Explanation(reason=reason, refusals=_by_node(survey), changes=changes, possible=most >= together)
 
 
 def _refused(code: Reason.Code.ValueType, message: str) -> Explanation:
@@ -105,14 +107,12 @@ def _readiness_reason(survey: Survey, rows: list[int]) -> Reason:
     said: dict[Refusal, int] = defaultdict(int)
     for row in rows:
         said[survey.refusal(row)] += 1
-    most = max(said, key=lambda refusal: (said[refusal], refusal.sentence))
+    ranked = sorted(said.items(), key=lambda item: (-item[1], item[0].sentence))
+    most = ranked[0][0]
     codes = {refusal.code for refusal in said}
     if len(rows) == 1:
         return Reason(code=most.code, message=f"{survey.table.names[rows[0]]} {most.sentence}")
-    parts = [
-        f"{count} {refusal.sentence if count == 1 else _plural(refusal.sentence)}"
-        for refusal, count in sorted(said.items(), key=lambda i: -i[1])
-    ]
+    parts = [f"{count} {refusal.sentence if count == 1 else _plural(refusal.sentence)}" for refusal, count in ranked]
     everywhere = len(rows) == len(survey.table.names)
     code = Reason.NO_NODE_READY if everywhere or len(codes) > 1 else most.code
     which = f"none of the {len(rows)} nodes{'' if everywhere else ' that match'} is ready"

@@ -28,8 +28,8 @@ CPU_STEP_MILLIS = 10
 Idea = tuple[Demand, Change]
 
 
-def changes_that_help(survey: Survey, *, together: int) -> list[Change]:
-    """Changes of which each alone lets all `together` replicas start, and what to wait for."""
+def changes_that_help(survey: Survey, *, together: int, possible: bool) -> list[Change]:
+    """Changes of which each alone lets all `together` replicas start, and what to wait for where that is `possible`."""
     scratch = survey.scratch
     stage = survey.furthest
     if stage == Stage.FITS and together == 1:
@@ -43,7 +43,9 @@ def changes_that_help(survey: Survey, *, together: int) -> list[Change]:
     if stage == Stage.FITS:
         room = int(scratch.room(survey.demand).sum())
         found.append(Change(f"set gang to false to start {room} of {together} now", (("gang", ""),)))
-    later = _wait(survey) or (None if found else _shrink(survey))
+    elif stage >= Stage.READY and not possible:
+        found.append(Change("set gang to false to start replicas one by one", (("gang", ""),), at_once=False))
+    later = _wait(survey) if possible else None if found else _shrink(survey)
     return [*found, later] if later else found
 
 
