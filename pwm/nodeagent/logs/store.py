@@ -203,12 +203,16 @@ class LogStore:
     async def _pump(self, uid: str, log: _Log, source: Source, waker: Waker) -> None:
         """Takes what comes until the container has ended and everything was taken."""
         failing_since: float | None = None
+        told = False
         while not log.forgotten:
             # In this order: what happens after a look wakes the wait for the next.
             log.wake.clear()
             armed = source.folder is not None and waker.arm(source.folder, log.wake)
             ending = log.ending
             try:
+                if ending and not told:
+                    await self._call(source.ended)
+                    told = True
                 taken, more = await self._call(_turn, source, log.spool)
                 failing_since = None
             except OSError as error:

@@ -75,6 +75,9 @@ class FileTail:
                 return _NOTHING
         return _NOTHING
 
+    def ended(self) -> None:
+        """An engine that says so has written everything before."""
+
     def rewind(self, cursor: Cursor) -> None:
         """Reads again from there."""
         self.close()
@@ -131,6 +134,8 @@ class FileTail:
                 return False
             if self._open(chain[place - 1], chain):
                 self._last_look = False
+                if place == len(chain):
+                    _log.warning("log_source_rotated_away", path=str(self._path))
                 return True
         return False
 
