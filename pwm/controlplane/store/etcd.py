@@ -209,8 +209,15 @@ class EtcdKV:
                 await endpoint.maintenance.Defragment(pb.DefragmentRequest(), timeout=MAINTENANCE_TIMEOUT_S)
             except grpc.aio.AioRpcError as error:
                 log.warning("etcd member not defragmented", member=endpoint.address, error=error.details())
-        lift = pb.AlarmRequest(action=pb.AlarmRequest.DEACTIVATE, alarm=pb.NOSPACE)
-        await self._read(lambda e, timeout: e.maintenance.Alarm(lift, timeout=timeout))
+        ask = pb.AlarmRequest(action=pb.AlarmRequest.GET, alarm=pb.NOSPACE)
+        raised = await self._read(lambda e, timeout: e.maintenance.Alarm(ask, timeout=timeout))
+        for alarm in raised.alarms:  # each is lifted by the member it names: there is no "all"
+            await self._lift(
+                pb.AlarmRequest(action=pb.AlarmRequest.DEACTIVATE, alarm=pb.NOSPACE, memberID=alarm.memberID)
+            )
+
+    async def _lift(self, request: pb.AlarmRequest) -> None:
+        await self._read(lambda e, timeout: e.maintenance.Alarm(request, timeout=timeout))
 
     async def status(self) -> Status:
         """Asks every member, at most `ATTEMPT_TIMEOUT_S` each and all at once; silent ones carry their trouble."""

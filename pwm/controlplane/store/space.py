@@ -36,7 +36,9 @@ class Space:
         return self.refusing_writes or self.used_bytes >= WARN_SHARE * self.quota_bytes
 
 
-async def look_after_space(kv: KV, *, quota_bytes: int = DEFAULT_QUOTA_BYTES) -> Space:
+async def look_after_space(
+    kv: KV, *, quota_bytes: int = DEFAULT_QUOTA_BYTES, history_revisions: int = HISTORY_KEPT_REVISIONS
+) -> Space:
     """Looks, warns above 70 %, and when writes are refused makes room. Returns how it was found.
 
     Raises Unavailable when there is nobody to ask.
@@ -48,7 +50,7 @@ async def look_after_space(kv: KV, *, quota_bytes: int = DEFAULT_QUOTA_BYTES) ->
     space = Space(max(member.db_bytes for member in heard), quota_bytes, "NOSPACE" in status.alarms)
     if space.refusing_writes:
         log.error("etcd is out of space: compacting and defragmenting", used_bytes=space.used_bytes)
-        await kv.compact(max(status.revision - HISTORY_KEPT_REVISIONS, 1))
+        await kv.compact(max(status.revision - history_revisions, 1))
         await kv.free_space()
     elif space.scarce:
         log.warning("etcd is running out of space", used_bytes=space.used_bytes, quota_bytes=quota_bytes)
