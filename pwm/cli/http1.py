@@ -257,8 +257,12 @@ def _tune(connected: socket.socket) -> None:
 def _with_tls(plain: socket.socket, host: str, ca_file: str) -> socket.socket:
     import ssl
 
-    context = ssl.create_default_context(cafile=ca_file or None)
-    return context.wrap_socket(plain, server_hostname=host)
+    try:
+        context = ssl.create_default_context(cafile=ca_file or None)
+        return context.wrap_socket(plain, server_hostname=host)
+    except BaseException:
+        plain.close()
+        raise
 
 
 def _in_words(error: Exception) -> str:

@@ -37,14 +37,17 @@ class Invocation:
     @classmethod
     def run(cls, command: Command, values: dict[str, Any]) -> int:
         """Runs a command with its values, of which the global ones become the invocation's."""
-        invocation = cls(values)
         own = {name: value for name, value in values.items() if name not in GLOBALS}
         assert command.run is not None
-        try:
+        with cls(values) as invocation:
             return command.run(invocation, **own) or 0
-        finally:
-            if invocation._client is not None:
-                invocation._client.close()
+
+    def __enter__(self) -> Invocation:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._client is not None:
+            self._client.close()
 
     @property
     def profile(self) -> Profile:

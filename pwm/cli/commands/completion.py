@@ -7,7 +7,7 @@ server, quickly or not at all: a shell that waits is worse than one that complet
 from __future__ import annotations
 
 from pwm.cli import exit_codes
-from pwm.cli.command import Argument, Command
+from pwm.cli.command import GLOBALS, Argument, Command
 from pwm.cli.errors import CliError, UsageError
 
 TYPE_CHECKING = False
@@ -73,9 +73,9 @@ def _candidates(completes: str, known: dict[str, Any]) -> list[str]:
 def _names(kind: str, known: dict[str, Any]) -> list[str]:
     from pwm.cli.invocation import Invocation
 
-    invocation = Invocation({name: known.get(name) for name in ("group", "all_groups", "profile", "server")})
-    query = {**invocation.scope(), "format": "NAME"}
-    answer = invocation.client.call("GET", f"/v1/resources/{kind}", query=query, timeout_s=ANSWER_TIMEOUT_S)
+    with Invocation({name: known.get(name) for name in GLOBALS}) as invocation:
+        query = {**invocation.scope(), "format": "NAME"}
+        answer = invocation.client.call("GET", f"/v1/resources/{kind}", query=query, timeout_s=ANSWER_TIMEOUT_S)
     return [line.rpartition("/")[2] for line in str(answer.get("text", "")).split()]
 
 
