@@ -12,23 +12,24 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import docker
-import docker.errors
 import pytest
-import requests
 
 # dockerd starts a containerd of its own first; on two busy cores that took up to 6 s.
 START_TIMEOUT_S = 60.0
 # SIGTERM lets dockerd stop its containers (10 s grace each, in parallel) before it ends.
 STOP_TIMEOUT_S = 30.0
 _POLL_S = 0.05
+_PING_S = 5.0
 NVIDIA_HOOK_DIR = Path(__file__).parent / "fakenvml" / "hook"
 
 
@@ -183,16 +184,16 @@ class IsolatedDockerd:
 
 def answers(host: str) -> bool:
     """Whether an engine answers a ping there."""
-    try:
-        client = docker.DockerClient(base_url=host, version="1.41", timeout=5)
-    except docker.errors.DockerException:
-        return False
-    try:
-        return bool(client.ping())
-    except (docker.errors.DockerException, requests.RequestException):
-        return False
-    finally:
-        client.close()
+    address = urlsplit(host)
+    family = socket.AF_UNIX if address.scheme == "unix" else socket.AF_INET
+    with socket.socket(family) as connection:
+        connection.settimeout(_PING_S)
+        try:
+            connection.connect(address.path if address.scheme == "unix" else (address.hostname, address.port or 2375))
+            connection.sendall(b"GET /_ping HTTP/1.0\r\nHost: docker\r\n\r\n")
+            return b" 200 " in connection.recv(64)
+        except OSError:
+            return False
 
 
 def why_no_dockerd() -> str | None:

@@ -8,7 +8,7 @@ import signal
 import struct
 import subprocess
 import termios
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 from pwm.api.v1.agent_pb2 import ExecOutput, StartExec, TerminalSize
@@ -38,14 +38,19 @@ class ProcessExec:
 
     async def output(self) -> AsyncIterator[ExecOutput]:
         """Chunks as they come, and last of all the exit code."""
-        async with asyncio.TaskGroup() as tasks:
-            pumps = [tasks.create_task(self._pump(fd, stderr)) for fd, stderr in self._outputs.items()]
-            end = tasks.create_task(self._end(pumps))
+        # No TaskGroup: its scope must not be left by way of a yield. This generator owns the tasks.
+        pumps = [asyncio.ensure_future(self._pump(fd, stderr)) for fd, stderr in self._outputs.items()]
+        end = asyncio.ensure_future(self._end(pumps))
+        try:
             while (chunk := await self._chunks.get()) is not None:
                 yield chunk
             await end
-        code = self._process.returncode
-        yield ExecOutput(exit_code=code if code >= 0 else 128 - code)
+            code = self._process.returncode
+            yield ExecOutput(exit_code=code if code >= 0 else 128 - code)
+        finally:
+            for task in (*pumps, end):
+                task.cancel()
+            await asyncio.wait([*pumps, end])
 
     async def write(self, data: bytes) -> None:
         view = memoryview(data)
@@ -124,7 +129,7 @@ class ProcessExec:
                 return
             await self._chunks.put(ExecOutput(stderr=data) if stderr else ExecOutput(stdout=data))
 
-    async def _end(self, pumps: list[asyncio.Task[None]]) -> None:
+    async def _end(self, pumps: "Sequence[asyncio.Future[None]]") -> None:
         await asyncio.to_thread(self._process.wait)
         _, unfinished = await asyncio.wait(pumps, timeout=_LAST_OUTPUT_S)
         for pump in unfinished:
