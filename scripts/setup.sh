@@ -98,7 +98,7 @@ installed=$(fingerprint setup.cfg pyproject.toml)${dev:+-dev}
 stamp=$(cat .venv/pwm-installed 2>/dev/null || true)
 if [ "$stamp" != "$installed" ] && [ "$stamp" != "$installed-dev" ]; then
     say "installing PWM and its libraries into .venv"
-    pip="$PWD/.venv/bin/python -m pip --disable-pip-version-check install --quiet --root-user-action=ignore"
+    pip="$PWD/.venv/bin/python -m pip --disable-pip-version-check install -qq --root-user-action=ignore"
     # Built with what is in .venv: an isolated build would install the same tools once more.
     $pip "setuptools>=77" "grpcio-tools>=1.71" "googleapis-common-protos>=1.66"
     $pip --no-build-isolation --editable ".${dev:+[dev]}"

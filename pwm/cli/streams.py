@@ -20,6 +20,8 @@ import json
 import os
 import select
 import time
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 from pwm.cli.errors import UNAVAILABLE, CliError, NoServerError, ServerError, server_error
 from pwm.cli.http1 import TransportError
@@ -39,6 +41,8 @@ FIRST_CONTROL_CHANNEL = 200
 HEADER_BYTES = 5
 # A cursor or an error is a few hundred bytes of JSON.
 CONTROL_LIMIT_BYTES = 1024 * 1024
+# A line that goes on for so long is printed in parts.
+LINE_LIMIT_BYTES = 1024 * 1024
 # Linux takes at most 1,024 pieces in one writev.
 PIECES_AT_ONCE = 1024
 
@@ -96,6 +100,16 @@ class FrameReader:
             )
 
 
+class Sink(Protocol):
+    """Where a `Follower` puts what it reads."""
+
+    def write(self, pieces: Iterable[tuple[int, memoryview]]) -> None:
+        """Takes (channel, data) pairs, in their order. The data may be gone after the call."""
+
+    def reached(self, container: str) -> None:
+        """Everything written since the last call was this container's."""
+
+
 class Output:
     """File descriptors of standard output and error; what is written to them is written whole."""
 
@@ -113,6 +127,54 @@ class Output:
                 run, descriptor = [], target
             run.append(piece)
         write_all(descriptor, run)
+
+    def reached(self, container: str) -> None:
+        """Bytes look the same whoever printed them."""
+
+
+class PrefixedLines:
+    """Several replicas on one output: whole lines only, each with its container's name in front.
+
+    Each replica has one of these; `lock` is theirs together.
+    """
+
+    def __init__(self, output: Output, lock: AbstractContextManager[Any]) -> None:
+        self._output = output
+        self._lock = lock
+        # What came since the last cursor, and the beginnings of lines, by channel.
+        self._new: dict[int, bytearray] = {}
+        self._begun: dict[int, bytes] = {}
+        self._container = ""
+
+    def write(self, pieces: Iterable[tuple[int, memoryview]]) -> None:
+        for channel, piece in pieces:
+            self._new.setdefault(channel, bytearray()).extend(piece)
+
+    def reached(self, container: str) -> None:
+        if container != self._container:
+            self.finish()
+            self._container = container
+        for channel, data in self._new.items():
+            *lines, begun = (self._begun.pop(channel, b"") + bytes(data)).split(b"\n")
+            if len(begun) > LINE_LIMIT_BYTES:
+                lines.append(begun)
+            elif begun:
+                self._begun[channel] = begun
+            self._print(channel, lines)
+        self._new.clear()
+
+    def finish(self) -> None:
+        """Prints lines that will not be ended any more."""
+        for channel, begun in self._begun.items():
+            self._print(channel, [begun])
+        self._begun.clear()
+
+    def _print(self, channel: int, lines: list[bytes]) -> None:
+        if lines:
+            prefix = f"[{self._container}] ".encode()
+            text = b"".join(prefix + line + b"\n" for line in lines)
+            with self._lock:
+                self._output.write([(channel, memoryview(text))])
 
 
 def write_all(descriptor: int, pieces: list[memoryview]) -> None:
@@ -144,7 +206,7 @@ class Follower:
         *,
         query: dict[str, Any],
         resume: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]],
-        output: Output,
+        output: Sink,
         note: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -161,8 +223,8 @@ class Follower:
         # Bytes written since the cursor, and of those how many the resumed stream has still to repeat.
         self._since_cursor = 0
         self._repeated = 0
-        # Bytes written in all.
-        self.written = 0
+        # Names of the containers whose output came, in order.
+        self.containers: list[str] = []
         # Whether the attempt that runs has got an answer.
         self._connected = False
 
@@ -209,6 +271,8 @@ class Follower:
             pieces: list[tuple[int, memoryview]] = []
             for channel, piece in frames.feed(chunk):
                 if channel == CURSOR:
+                    self._output.write(pieces)
+                    pieces = []
                     self._advance(json.loads(bytes(piece)))
                 elif channel == END:
                     self._output.write(pieces)
@@ -223,6 +287,10 @@ class Follower:
         if "nextOffset" in cursor:
             self._cursor = cursor
             self._since_cursor = self._repeated = 0
+            container = cursor.get("container", "")
+            if container not in self.containers:
+                self.containers.append(container)
+            self._output.reached(container)
 
     def _not_yet_written(self, piece: memoryview) -> memoryview | None:
         if self._repeated:
@@ -232,7 +300,6 @@ class Follower:
         if not piece:
             return None
         self._since_cursor += len(piece)
-        self.written += len(piece)
         return piece
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pwm.cli import exit_codes
 from pwm.cli.command import SCOPE, Argument, Command, Option, whole_number
-from pwm.cli.errors import CliError, UsageError
+from pwm.cli.errors import NoServerError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
     from pwm.cli.invocation import Invocation
     from pwm.cli.target import Target
+
+
+# More replicas than that come through one stream, which the server merges and which cannot be resumed.
+STREAMS_AT_ONCE = 32
 
 
 def logs(
@@ -44,29 +48,42 @@ def logs(
         "previous": previous,
         "container": target.container,
     }
-    if follow:
-        wait_until_begun(invocation, target)
-    written = stream_logs(invocation, target, query={**query, "follow": follow})
-    if not written and not follow:
-        _explain_nothing(invocation, target)
+    if not follow:
+        stream_logs(invocation, target, query=query)
+        return exit_codes.DONE
+    workload = wait_until_begun(invocation, target)
+    count = int(workload.get("spec", {}).get("replica", {}).get("count", 1))
+    if target.replica is None and 1 < count <= STREAMS_AT_ONCE:
+        _follow_replicas(invocation, target, query={**query, "follow": True}, count=count)
+    else:
+        stream_logs(invocation, target, query={**query, "follow": True})
     return exit_codes.DONE
 
 
-def stream_logs(invocation: Invocation, target: Target, *, query: dict[str, Any]) -> int:
-    """Copies the log to standard output and error until it ends; returns how many bytes there were."""
+def stream_logs(invocation: Invocation, target: Target, *, query: dict[str, Any]) -> None:
+    """Copies the log to standard output and error until it ends."""
     from pwm.cli.streams import Follower, Output
 
     invocation.out.flush()
+
+    def resume(query: dict[str, Any], cursor: dict[str, Any]) -> dict[str, Any]:
+        # WORKLOAD.REPLICA.ATTEMPT: another attempt of the same replica continues it, another replica does not.
+        if len({name.rsplit(".", 2)[1] for name in follower.containers}) > 1:
+            raise NoServerError(
+                "the connection was lost; the mixed output of several replicas cannot be continued",
+                next_step="Ask again with --since, or for one --replica.",
+            )
+        return continued(query, cursor)
+
     follower = Follower(
         invocation.client,
         target.path("logs"),
         query=query,
-        resume=continued,
+        resume=resume,
         output=Output(),
         note=invocation.note,
     )
     follower.run()
-    return follower.written
 
 
 def continued(query: dict[str, Any], cursor: dict[str, Any]) -> dict[str, Any]:
@@ -75,29 +92,57 @@ def continued(query: dict[str, Any], cursor: dict[str, Any]) -> dict[str, Any]:
     return {**kept, "container": cursor["container"], "offset": cursor["nextOffset"]}
 
 
-def wait_until_begun(invocation: Invocation, target: Target) -> None:
-    """Returns once a container has begun, or the workload is over; says on standard error what it waits for."""
+def wait_until_begun(invocation: Invocation, target: Target) -> dict[str, Any]:
+    """The workload, once a container of it has begun or it is over; says on standard error what it waits for."""
     from pwm.cli.workload_status import WAITING, in_words, phase_of, statuses
 
     said = ""
     for workload in statuses(invocation, target):
         if phase_of(workload) not in WAITING or workload.get("status", {}).get("restarts"):
-            return
+            return workload
         if (words := in_words(workload)) != said:
             invocation.note(f"{target.name} has not started yet: {words}")
             said = words
+    raise AssertionError("statuses() goes on until the workload is deleted")
 
 
-def _explain_nothing(invocation: Invocation, target: Target) -> None:
-    from pwm.cli.workload_status import WAITING, in_words, phase_of
+def _follow_replicas(invocation: Invocation, target: Target, *, query: dict[str, Any], count: int) -> None:
+    """A stream for each replica, their lines prefixed: so each can be resumed where it was."""
+    import threading
+    from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
-    answer = invocation.client.call("GET", target.resource_path, query={"group": target.group})
-    workload = answer.get("resource", {})
-    if phase_of(workload) in WAITING:
-        raise CliError(
-            f"{target.name} has printed nothing, it has not started yet: {in_words(workload)}",
-            next_step=f"`pwm logs wk {target.name} -f` waits for it; `pwm why wk {target.name}` says more.",
-        )
+    from pwm.cli.client import Client
+    from pwm.cli.streams import Follower, Output, PrefixedLines
+
+    output, lock = Output(), threading.Lock()
+    invocation.out.flush()
+
+    def follow(replica: int) -> None:
+        client = Client(invocation.profile, warn=invocation.warn)
+        lines = PrefixedLines(output, lock)
+        try:
+            Follower(
+                client,
+                target.path("logs"),
+                query={**query, "replica": replica},
+                resume=continued,
+                output=lines,
+                note=lambda text: invocation.note(f"replica {replica}: {text}"),
+            ).run()
+            lines.finish()
+        finally:
+            client.close()
+
+    pool = ThreadPoolExecutor(count, thread_name_prefix="logs")
+    followed = [pool.submit(follow, replica) for replica in range(count)]
+    try:
+        wait(followed, return_when=FIRST_EXCEPTION)
+        for replica in followed:
+            if replica.done():
+                replica.result()
+    finally:
+        # Not waited for: after an error or Ctrl-C the other streams end with the process.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def duration(text: str) -> str:

@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 from pwm.cli.topui.snapshot import ContainerRow, GpuRow, NodeRow, WorkloadRow
-from pwm.quantity import format_bytes, format_duration
+from pwm.quantity import format_duration
 
 Row = TypeVar("Row")
 Piece = tuple[str, str]
@@ -80,6 +80,15 @@ class Table(Generic[Row]):
         return chosen
 
 
+# Command lines are other people's text, and a terminal obeys what is not printable.
+_CONTROL = dict.fromkeys((*range(32), *range(127, 160)), "�")
+
+
+def printable(text: str) -> str:
+    """The text without anything that could steer a terminal."""
+    return text.translate(_CONTROL)
+
+
 # --- pieces of cells --------------------------------------------------------------------------------
 
 
@@ -109,14 +118,6 @@ def gauge(used: float, held: float, total: float, *, label: str, width: int, lab
     drawn = bar(used, held, total, width=max(0, width - label_width - 1))
     role = heat(used / total) if total > 0 else "dim"
     return [*drawn, (f" {label:>{label_width}}", "text" if role == "cool" else role)]
-
-
-def word(text: str, role: str = "text") -> Callable[[Any, int], Cell]:
-    return lambda row, width: [(text, role)]
-
-
-def size(value: float) -> str:
-    return format_bytes(int(value)) if value >= 1 else "0"
 
 
 def short_size(value: float) -> str:

@@ -15,7 +15,7 @@ from pwm.cli.errors import UNAVAILABLE, CliError, NoServerError, ServerError
 from pwm.cli.http1 import TransportError
 from pwm.cli.profiles import Profile
 from pwm.cli.target import Target
-from pwm.cli.topui.columns import ProcessRow
+from pwm.cli.topui.columns import ProcessRow, printable
 from pwm.cli.topui.snapshot import Snapshot, read
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 5.0
@@ -119,8 +119,8 @@ def processes(client: Client, target: Target) -> tuple[list[str], list[ProcessRo
     for listing in answer.get("containers", ()):
         trouble = trouble or listing.get("error", "")
         # Drivers differ in their columns; those of the first container are shown.
-        titles = titles or list(listing.get("titles", ()))
+        titles = titles or [printable(title) for title in listing.get("titles", ())]
         for row in listing.get("rows", ()):
-            cells = tuple(row.get("cells", ()))[: len(titles)]
+            cells = tuple(printable(cell) for cell in row.get("cells", ()))[: len(titles)]
             rows.append(ProcessRow(listing.get("container", ""), cells + ("",) * (len(titles) - len(cells))))
     return titles, rows, trouble

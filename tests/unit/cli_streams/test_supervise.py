@@ -1,0 +1,192 @@
+"""Children that are kept running, and what a whole PWM on one machine refuses to start with."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pwm.localcluster import Settings, UpError, docker_trouble, prepared
+from pwm.supervise import Child, Program, StartError
+
+WAIT_S = 20.0
+SLEEPER = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
+
+
+def child(tmp_path: Path, command: list[str], said: list[str], *, stop_limit_s: float = 10.0) -> Child:
+    program = Program(name="etcd", command=command, log=tmp_path / "log/etcd.log", stop_limit_s=stop_limit_s)
+    return Child(program, say=said.append)
+
+
+async def until(condition: object) -> None:
+    assert callable(condition)
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+
+
+async def test_a_child_that_dies_is_started_again_and_that_is_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    kept = child(tmp_path, SLEEPER, said)
+    await kept.start()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(kept.watch())
+        await kept.until_ready(lambda: kept.program.log.read_text() == "up\n", limit_s=WAIT_S)
+        first = kept.pid
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        await until(lambda: kept.pid not in (None, first))
+        await kept.stop()
+    assert said[0].startswith("etcd ended by itself (signal SIGKILL); starting it again in 0.2 s")
+    assert kept.pid is None
+
+
+async def test_a_child_that_never_comes_up_is_given_up_with_the_end_of_its_log(tmp_path: Path) -> None:
+    kept = child(tmp_path, [sys.executable, "-c", "raise SystemExit('no such disk')"], [])
+    await kept.start()
+    with pytest.raises(StartError, match="exit code 1") as caught:
+        await kept.watch()
+    assert caught.value.log_tail.splitlines()[-1] == "no such disk"
+
+
+async def test_a_child_that_is_not_ready_in_time_is_said(tmp_path: Path) -> None:
+    kept = child(tmp_path, SLEEPER, [])
+    await kept.start()
+    try:
+        with pytest.raises(StartError, match="is not ready after 0"):
+            await kept.until_ready(lambda: False, limit_s=0)
+    finally:
+        await kept.stop()
+
+
+async def test_a_child_that_ignores_the_polite_signal_is_killed(tmp_path: Path) -> None:
+    said: list[str] = []
+    deaf = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+    )
+    kept = child(tmp_path, [sys.executable, "-c", deaf], said, stop_limit_s=0.1)
+    await kept.start()
+    await kept.until_ready(lambda: kept.program.log.read_text() == "up\n", limit_s=WAIT_S)
+    await kept.stop()
+    assert kept.pid is None
+    assert said == ["etcd does not stop; killing it"]
+
+
+async def test_stopping_does_not_wait_for_the_pause_before_a_new_start(tmp_path: Path) -> None:
+    kept = child(tmp_path, [sys.executable, "-c", ""], [])
+    await kept.start()
+    kept._deaths, kept._ready = 50, True
+    async with asyncio.TaskGroup() as group:
+        group.create_task(kept.watch())
+        await until(lambda: kept.pid is None)
+        began = time.monotonic()
+        await kept.stop()
+    assert time.monotonic() - began < 5
+
+
+def test_children_end_with_their_parent_also_when_it_is_killed(tmp_path: Path) -> None:
+    parent = f"""
+import asyncio, pathlib, sys
+from pwm.supervise import Child, Program
+async def main():
+    log = pathlib.Path({str(tmp_path)!r}) / "log"
+    kept = Child(Program(name="x", command=[sys.executable, "-c", "import time; time.sleep(600)"], log=log), say=print)
+    await kept.start()
+    print(kept.pid, flush=True)
+    await kept.watch()
+asyncio.run(main())
+"""
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        process.kill()
+    deadline = time.monotonic() + WAIT_S
+    while is_alive(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# --- what keeps it from starting --------------------------------------------------------------------
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """A machine with etcd, and with an engine unless the test takes it away."""
+    monkeypatch.setattr("pwm.localcluster.find_etcd", lambda: "/bin/true")
+    monkeypatch.setattr("pwm.localcluster.docker_trouble", lambda host: None)
+    return Settings(state_dir=tmp_path / "state", port=0)
+
+
+def test_a_second_pwm_on_the_same_directory_is_refused_with_the_place_of_the_first(settings: Settings) -> None:
+    with (
+        prepared(settings, say=print) as cluster,
+        pytest.raises(UpError, match=f"process {os.getpid()}, {cluster.url}"),
+        contextlib.ExitStack() as second,
+    ):
+        second.enter_context(prepared(settings, say=print))
+
+
+def test_the_directory_is_free_again_afterwards(settings: Settings) -> None:
+    for _ in range(2):
+        with prepared(settings, say=print) as cluster:
+            assert cluster.port > 0
+    assert settings.state_dir.stat().st_mode & 0o077 == 0
+
+
+def test_a_port_that_is_taken_is_named(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pwm.localcluster.PORTS_FREE_LIMIT_S", 0)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        taken = Settings(state_dir=settings.state_dir, port=port - 1)
+        with pytest.raises(UpError, match=f"port {port} of 127.0.0.1 is taken"), prepared(taken, say=print):
+            pass
+
+
+def test_a_missing_engine_is_said_with_what_to_install(tmp_path: Path) -> None:
+    trouble = docker_trouble(f"unix://{tmp_path}/docker.sock")
+    assert trouble is not None
+    assert "no Docker engine" in str(trouble)
+    assert "apt-get install docker.io" in trouble.next_step
+
+
+def test_an_engine_that_has_died_is_said_with_how_to_start_it(tmp_path: Path) -> None:
+    path = tmp_path / "docker.sock"
+    with socket.socket(socket.AF_UNIX) as gone:
+        gone.bind(str(path))
+    trouble = docker_trouble(f"unix://{path}")
+    assert trouble is not None
+    assert "does not answer" in str(trouble)
+    assert "systemctl start docker" in trouble.next_step
+
+
+def test_without_an_engine_the_process_driver_can_do(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pwm.localcluster.docker_trouble", lambda host: UpError("no Docker engine"))
+    with pytest.raises(UpError, match="no Docker engine"), prepared(settings, say=print):
+        pass
+    said: list[str] = []
+    willing = Settings(state_dir=settings.state_dir, port=0, allow_process=True)
+    with prepared(willing, say=said.append):
+        assert said == ["no Docker engine; only the process driver can be used"]
+
+
+def test_a_missing_etcd_is_said_with_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("PWM_ETCD_BIN", raising=False)
+    with pytest.raises(UpError, match="etcd-server"), prepared(Settings(state_dir=tmp_path), say=print):
+        pass
