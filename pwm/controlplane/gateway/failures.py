@@ -65,7 +65,8 @@ def error_value(error: ApiError) -> dict[str, Any]:
     """`{"code": …, "message": …, "details": […]}`, as grpc-gateway writes it."""
     return {
         "code": error.code.value[0],
-        "message": error.message,
+        # A path may hold bytes that are no text; what quotes it has to be.
+        "message": error.message.encode(errors="replace").decode(),
         "details": [_problem(problem) for problem in error.problems],
     }
 

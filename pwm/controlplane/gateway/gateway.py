@@ -153,7 +153,7 @@ class Gateway:
         request_id = requests.request_id(request)
         metrics = self._unrouted
         try:
-            path, _, query = request.raw_path.partition("?")
+            path, _, query = requests.target(request).partition("?")
             page = self._pages.find(path)
             if page is not None:
                 return await page(request, request_id)
@@ -242,16 +242,18 @@ class Gateway:
         assert rpc.call is not None
         form = streams.choose_form(request.headers.get("Accept", ""), rpc.response_class, rpc.raw_stream, self._encoder)
         recheck = self._recheck(rpc, token, context.peer, message)
-        with self._streams.open(_owner(context), recheck) as stream, endpoint.metrics.streaming():
-            timer = stream.end_at(context.deadline)
-            try:
-                response, error = await streams.send(
-                    request, rpc.call(message, context), form=form, stream=stream,
-                    headers=responses.headers(context.request_id), request_id=context.request_id,
-                )  # fmt: skip
-            finally:
-                if timer is not None:
-                    timer.cancel()
+        with (
+            self._streams.open(_owner(context), recheck, deadline=context.deadline) as stream,
+            endpoint.metrics.streaming(),
+        ):
+            response, error = await streams.send(
+                request,
+                rpc.call(message, context),
+                form=form,
+                stream=stream,
+                headers=responses.headers(context.request_id),
+                request_id=context.request_id,
+            )
         endpoint.metrics.count(error.code if error else Code.OK)
         return response
 
@@ -266,7 +268,10 @@ class Gateway:
                 self._authorize(context.principal, rpc.access, first, rpc.name)
             return recheck
 
-        with self._streams.open(_owner(context), _nothing) as stream, endpoint.metrics.streaming():
+        with (
+            self._streams.open(_owner(context), _nothing, deadline=context.deadline) as stream,
+            endpoint.metrics.streaming(),
+        ):
             response, error = await self._sockets.serve(request, rpc, context, stream=stream, admit=admit)
         endpoint.metrics.count(error.code if error else Code.OK)
         return response

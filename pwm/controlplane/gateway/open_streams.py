@@ -38,12 +38,6 @@ class OpenStream:
         if not self.ended.done():
             self.ended.set_result(error)
 
-    def end_at(self, deadline: float | None) -> asyncio.TimerHandle | None:
-        """Ends the stream at a loop time; the timer is the caller's to cancel."""
-        if deadline is None:
-            return None
-        return asyncio.get_running_loop().call_at(deadline, self.end, deadline_exceeded())
-
 
 class OpenStreams:
     def __init__(self) -> None:
@@ -53,8 +47,13 @@ class OpenStreams:
         self._closed: ApiError | None = None
 
     @contextmanager
-    def open(self, owner: str, recheck: Callable[[], Awaitable[None]]) -> Iterator[OpenStream]:
-        """Registers a stream for as long as the block runs; ApiError when the owner has too many."""
+    def open(
+        self, owner: str, recheck: Callable[[], Awaitable[None]], *, deadline: float | None
+    ) -> Iterator[OpenStream]:
+        """Registers a stream for as long as the block runs; ApiError when the owner has too many.
+
+        deadline: loop time at which the stream ends; None = never
+        """
         if self._closed is not None:
             raise self._closed
         if self._by_owner[owner] >= MAX_STREAMS_PER_PRINCIPAL:
@@ -64,11 +63,16 @@ class OpenStreams:
                 next_step="close some of them",
             )
         stream = OpenStream(recheck)
+        timer = None
+        if deadline is not None:
+            timer = asyncio.get_running_loop().call_at(deadline, stream.end, deadline_exceeded())
         self._by_owner[owner] += 1
         self._streams.add(stream)
         try:
             yield stream
         finally:
+            if timer is not None:
+                timer.cancel()
             self._streams.discard(stream)
             self._by_owner[owner] -= 1
             if not self._by_owner[owner]:

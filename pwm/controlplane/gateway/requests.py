@@ -37,6 +37,12 @@ _TIMEOUT = re.compile(r"([0-9]{1,8})([HMSmun])")
 _TIMEOUT_UNITS_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 
 
+def target(request: web.BaseRequest) -> str:
+    """Path and query as they were sent, without the scheme and host that a proxy may put in front."""
+    sent = request.raw_path
+    return sent if sent.startswith("/") else request.rel_url.raw_path_qs
+
+
 def request_id(request: web.BaseRequest) -> str:
     """The caller's X-Request-Id if it is usable, else a new one."""
     given = request.headers.get("X-Request-Id")
@@ -48,7 +54,7 @@ def request_id(request: web.BaseRequest) -> str:
 def bearer_token(request: web.BaseRequest) -> str | None:
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     token = token.strip()
-    return token if scheme.lower() == "bearer" and token else None
+    return token if scheme.lower() == "bearer" and token and token.isascii() else None
 
 
 def idempotency_key(request: web.BaseRequest) -> str:

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from pwm.api.v1.access_pb2 import Access
-from pwm.controlplane.gateway import failures, openapi, responses
+from pwm.controlplane.gateway import failures, openapi, requests, responses
 from pwm.controlplane.gateway.routes import Routes
 
 Page = Callable[[web.BaseRequest, str], Awaitable[web.StreamResponse]]
@@ -95,7 +95,7 @@ class Pages:
     def _readable(self, page: Page) -> Page:
         async def answer(request: web.BaseRequest, request_id: str) -> web.StreamResponse:
             if request.method not in ("GET", "HEAD"):
-                path = request.raw_path.partition("?")[0]
+                path = requests.target(request).partition("?")[0]
                 raise failures.wrong_method(request.method, path, ["GET", "HEAD"])
             return await page(request, request_id)
 
@@ -124,7 +124,7 @@ class Pages:
         return await responses.json(request, self._openapi, request_id, close=False)
 
     async def _site(self, request: web.BaseRequest, request_id: str) -> web.StreamResponse:
-        raw = request.raw_path.partition("?")[0]
+        raw = requests.target(request).partition("?")[0]
         if self._webui is None:
             if raw != "/":
                 raise failures.no_route(raw)

@@ -193,7 +193,11 @@ def check_origin(request: web.BaseRequest) -> None:
     origin = request.headers.get("Origin")
     if origin is None:
         return  # no browser
-    if urlsplit(origin).netloc.lower() != request.headers.get("Host", "").lower():
+    try:
+        page = urlsplit(origin).netloc.lower()
+    except ValueError:
+        page = ""
+    if not page or page != request.headers.get("Host", "").lower():
         raise ApiError(Code.PERMISSION_DENIED, "a page from another address may not open a session here")
 
 

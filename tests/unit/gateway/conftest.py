@@ -4,7 +4,7 @@ import asyncio
 import http.client
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -260,6 +260,19 @@ class Running:
     gateway: Gateway
     world: World
     port: int
+    writers: list[asyncio.StreamWriter] = field(default_factory=list)
+
+    async def connect(self, **settings: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A bare connection, closed with the gateway at the latest."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, **settings)
+        self.writers.append(writer)
+        return reader, writer
+
+    async def disconnect(self) -> None:
+        for writer in self.writers:
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
 
     async def ask(
         self,
@@ -302,9 +315,11 @@ async def running(world: World | None = None, *, webui: Path = NOWHERE) -> Async
         webui=webui,
     )
     port = await gateway.start("127.0.0.1", 0)
+    started = Running(gateway, world, port)
     try:
-        yield Running(gateway, world, port)
+        yield started
     finally:
+        await started.disconnect()
         await gateway.stop(0.2)
 
 

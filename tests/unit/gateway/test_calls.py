@@ -96,14 +96,13 @@ async def test_an_rpc_without_an_access_rule_is_denied_to_everybody(world: Any, 
 
 async def test_the_caller_is_known_before_the_body_is_read(gateway: Any) -> None:
     """The refusal comes although the body never does."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    reader, writer = await gateway.connect()
     writer.write(
         b"POST /v1/apply HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000000\r\n\r\n{"
     )
     async with asyncio.timeout(5):
         head = await reader.readuntil(b"\r\n")
     assert b" 401 " in head
-    writer.close()
 
 
 async def test_errors_look_like_those_of_grpc_gateway(gateway: Any) -> None:
@@ -202,7 +201,7 @@ async def test_a_body_over_16_mib_is_refused_in_a_sentence(gateway: Any, world: 
 
 
 async def test_a_body_that_hides_its_length_is_cut_off_all_the_same(gateway: Any) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    reader, writer = await gateway.connect()
     writer.write(
         b"POST /v1/apply HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer pwm_ann\r\n"
         b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -213,7 +212,6 @@ async def test_a_body_that_hides_its_length_is_cut_off_all_the_same(gateway: Any
         await writer.drain()
     async with asyncio.timeout(10):
         assert b" 413 " in await reader.readuntil(b"\r\n")
-    writer.close()
 
 
 async def test_a_body_of_almost_16_mib_is_read(gateway: Any, world: Any) -> None:
@@ -224,18 +222,17 @@ async def test_a_body_of_almost_16_mib_is_read(gateway: Any, world: Any) -> None
 
 async def test_a_body_that_comes_too_slowly_is_given_up(gateway: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(requests, "BODY_TIMEOUT_S", 0.05)
-    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    reader, writer = await gateway.connect()
     writer.write(
         b"POST /v1/apply HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer pwm_ann\r\n"
         b"Content-Type: application/json\r\nContent-Length: 10\r\n\r\n{"
     )
     async with asyncio.timeout(5):
         assert b" 408 " in await reader.readuntil(b"\r\n")
-    writer.close()
 
 
 async def test_a_client_may_ask_before_it_sends_a_large_body(gateway: Any) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    reader, writer = await gateway.connect()
     writer.write(
         b"POST /v1/apply HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer pwm_ann\r\nExpect: 100-continue\r\n"
         b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n"
@@ -244,7 +241,6 @@ async def test_a_client_may_ask_before_it_sends_a_large_body(gateway: Any) -> No
         assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         writer.write(b"{}")
         assert b"HTTP/1.1 200 " in await reader.readuntil(b"\r\n")
-    writer.close()
 
 
 async def test_a_large_text_is_compressed_for_who_asks(gateway: Any, world: Any) -> None:
@@ -275,7 +271,7 @@ async def test_a_header_that_cannot_be_read_is_refused(gateway: Any, header: str
 
 
 async def test_a_client_that_leaves_cancels_its_call(gateway: Any, world: Any) -> None:
-    _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    _, writer = await gateway.connect()
     writer.write(b"GET /v1/resources/Workload/slow HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer pwm_ann\r\n\r\n")
     async with asyncio.timeout(5):
         await world.started.wait()
@@ -284,14 +280,13 @@ async def test_a_client_that_leaves_cancels_its_call(gateway: Any, world: Any) -
 
 
 async def test_a_connection_serves_many_requests_also_after_an_error(gateway: Any) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    reader, writer = await gateway.connect()
     for path, status in [("/v1/version", 200), ("/v1/nothing", 404), ("/v1/version", 200)]:
         writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         async with asyncio.timeout(5):
             head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
             assert f" {status} " in head.splitlines()[0]
             await reader.readexactly(int(head.split("content-length: ")[1].split()[0]))
-    writer.close()
 
 
 @pytest.mark.parametrize(
@@ -306,7 +301,7 @@ async def test_a_connection_serves_many_requests_also_after_an_error(gateway: An
     ],
 )
 async def test_what_is_no_http_is_refused_in_json_without_a_banner(gateway: Any, sent: bytes) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    reader, writer = await gateway.connect()
     writer.write(sent)
     async with asyncio.timeout(5):
         answer = await reader.read()
@@ -314,7 +309,38 @@ async def test_what_is_no_http_is_refused_in_json_without_a_banner(gateway: Any,
     assert head.startswith((b"HTTP/1.0 400", b"HTTP/1.1 400", b"HTTP/1.1 431"))
     assert b"server:" not in head.lower()
     assert "no valid HTTP request" in json.loads(body)["message"]
-    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET /\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET /v1/\xed\xa0\x80 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"PUT /v1/workloads/\xff/logs HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET /v1/whoami HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer \xff\r\n\r\n", 401),
+        (b"GET /v1/version?a=\xff HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET /v1/version HTTP/1.1\r\nHost: x\r\nX-Request-Id: \xff\r\n\r\n", 200),
+        (b"GET /v1/version HTTP/1.1\r\nHost: x\r\nIdempotency-Key: \xff\r\n\r\n", 400),
+        (b"GET /v1/version HTTP/1.0\r\n\r\n", 200),
+        (b"GET http://x/v1/version HTTP/1.1\r\nHost: x\r\n\r\n", 200),
+    ],
+)
+async def test_bytes_that_are_no_text_are_no_fault_of_ours(gateway: Any, sent: bytes, status: int) -> None:
+    reader, writer = await gateway.connect()
+    writer.write(sent)
+    async with asyncio.timeout(5):
+        assert f" {status} " in (await reader.readuntil(b"\r\n")).decode()
+
+
+async def test_many_requests_sent_at_once_are_answered_in_order(gateway: Any) -> None:
+    reader, writer = await gateway.connect()
+    for number in range(50):
+        writer.write(b"GET /v1/version HTTP/1.1\r\nHost: x\r\nX-Request-Id: %d\r\n\r\n" % number)
+    async with asyncio.timeout(5):
+        for number in range(50):
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            assert f"X-Request-Id: {number}\r\n" in head
+            await reader.readexactly(int(head.split("Content-Length: ")[1].split()[0]))
 
 
 async def test_answers_carry_security_headers_and_no_banner(gateway: Any) -> None:

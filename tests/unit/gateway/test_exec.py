@@ -23,7 +23,7 @@ async def session(gateway: Any, **headers: str) -> AsyncIterator[ClientConnectio
     async with asyncio.timeout(20):
         async with connect(
             f"ws://127.0.0.1:{gateway.port}/v1/exec",
-            additional_headers={key: value for key, value in fields.items() if value},
+            additional_headers={key: value for key, value in fields.items() if value or key == "Origin"},
             proxy=None,
             max_size=2**22,
         ) as socket:
@@ -71,7 +71,7 @@ async def test_who_may_not_is_told_when_it_is_known_what_they_want(gateway: Any,
 
 
 async def test_a_page_from_elsewhere_is_refused(gateway: Any) -> None:
-    for origin in ("https://evil.example", "null", f"http://localhost:{gateway.port}"):
+    for origin in ("https://evil.example", "null", "http://[", "", f"http://localhost:{gateway.port}"):
         with pytest.raises(InvalidStatus) as caught:
             async with session(gateway, Origin=origin):
                 pass
@@ -176,6 +176,13 @@ async def test_a_revoked_token_ends_the_session(gateway: Any, world: Any) -> Non
         del world.tokens["pwm_ann"]
         await gateway.gateway._streams.recheck()
         assert (await refusal(socket))["code"] == 16
+
+
+async def test_a_session_ends_at_its_deadline(gateway: Any, world: Any) -> None:
+    async with session(gateway, **{"Grpc-Timeout": "200m"}) as socket:
+        await socket.send(START)
+        assert (await refusal(socket))["code"] == 4
+    assert world.cancelled.is_set()
 
 
 async def test_the_server_pings(gateway: Any, monkeypatch: Any) -> None:

@@ -69,21 +69,21 @@ NAME = st.text(max_size=8).filter(lambda name: name not in {"broken", "slow", "h
 
 async def test_random_queries_to_every_rpc_are_answered(gateway: Any) -> None:
     await many(
-        gateway, examples=300, route=st.sampled_from([r for r in ROUTES if not r.body]), name=NAME, query=QUERY,
+        gateway, examples=150, route=st.sampled_from([r for r in ROUTES if not r.body]), name=NAME, query=QUERY,
         body=st.none(),
     )  # fmt: skip
 
 
 async def test_random_bodies_to_every_rpc_are_answered(gateway: Any) -> None:
     await many(
-        gateway, examples=500, route=st.sampled_from([r for r in ROUTES if r.body]), name=NAME, query=st.just(""),
+        gateway, examples=250, route=st.sampled_from([r for r in ROUTES if r.body]), name=NAME, query=st.just(""),
         body=BODY,
     )  # fmt: skip
 
 
 async def test_random_targets_are_answered(gateway: Any) -> None:
     @given(target=TARGET, method=st.sampled_from(["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]))
-    @settings(max_examples=300, deadline=None, database=None)
+    @settings(max_examples=150, deadline=None, database=None)
     def send(target: str, method: str) -> None:
         answer = gateway._ask(method, "/" + target, None, {"Authorization": "Bearer pwm_ann"})
         check(None, answer)

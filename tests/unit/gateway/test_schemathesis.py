@@ -24,7 +24,7 @@ async def test_what_the_document_allows_is_answered_as_it_says(gateway: Any) -> 
     def ask(operation: Any) -> None:
         @given(case=operation.as_strategy())
         @settings(
-            max_examples=15,
+            max_examples=8,
             deadline=None,
             database=None,
             suppress_health_check=list(HealthCheck),
