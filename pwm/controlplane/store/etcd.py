@@ -43,6 +43,11 @@ CALL_TIMEOUT_S = 3.0
 ATTEMPT_TIMEOUT_S = 1.0
 """One attempt of a read, so that one frozen member cannot use up the whole time."""
 
+PAGE_BYTES = 8 * 1024 * 1024
+"""What a page of a walk should weigh: a fraction of the message limit, as keys further on may weigh more."""
+
+PAGE_GROWTH = 8
+
 RETRY_PAUSE_S = 0.05
 MAINTENANCE_TIMEOUT_S = 120.0
 """Defragmenting and physical compaction block for as long as the disk needs."""
@@ -111,16 +116,23 @@ class EtcdKV:
         return _page(await self._read(lambda e, timeout: e.kv.Range(request, timeout=timeout, metadata=_METADATA)))
 
     async def pages(
-        self, prefix: bytes, *, revision: int = 0, keys_only: bool = False, page_keys: int = PAGE_KEYS
+        self, prefix: bytes, *, revision: int = 0, keys_only: bool = False, page_keys: int = 0
     ) -> AsyncGenerator[Page, None]:
-        key, end = prefix, prefix_end(prefix)
+        key, end, limit = prefix, prefix_end(prefix), page_keys or PAGE_KEYS
         while True:
-            page = await self.range(key, end, limit=page_keys, revision=revision, keys_only=keys_only)
+            try:
+                page = await self.range(key, end, limit=limit, revision=revision, keys_only=keys_only)
+            except errors.RequestTooLarge:
+                if page_keys or limit == PAGE_KEYS:
+                    raise
+                limit = PAGE_KEYS
+                continue
             page.revision = revision = revision or page.revision
             yield page
             if not page.more:
                 return
             key = page.kvs[-1].key + b"\0"
+            limit = page_keys or _next_limit(page)
 
     async def put(self, key: bytes, value: bytes, *, lease: int = 0) -> int:
         request = pb.PutRequest(key=key, value=value, lease=lease)
@@ -302,6 +314,13 @@ def refuse_version(version: str, *, member: str) -> None:
 
 
 # ---- between our values and etcd's messages
+
+
+def _next_limit(page: Page) -> int:
+    """How many keys to ask for next. etcd 3.4 walks its index to the end of the range for every page, so a few
+    large pages are many times cheaper than many small ones; what they weigh is taken from the last one."""
+    weight = sum(len(kv.key) + len(kv.value) for kv in page.kvs) // len(page.kvs) + 1
+    return max(PAGE_KEYS, min(len(page.kvs) * PAGE_GROWTH, PAGE_BYTES // weight))
 
 
 def _page(answer: pb.RangeResponse) -> Page:

@@ -115,7 +115,7 @@ class EventStore:
 
     # ---- reading
 
-    async def heads(self, *, page_keys: int = PAGE_KEYS) -> AsyncGenerator[HeadPage, None]:
+    async def heads(self, *, page_keys: int = 0) -> AsyncGenerator[HeadPage, None]:
         """Every head as of one revision, that of the first page: follow from there. Removed streams are included.
 
         At least one page comes, if only to tell the revision. Raises Compacted if the walk takes too long.

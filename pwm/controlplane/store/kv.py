@@ -15,7 +15,7 @@ from enum import Enum
 from typing import Protocol
 
 PAGE_KEYS = 500
-"""Keys fetched at a time: at 64 KiB a value a page stays within the client's 64 MiB message limit."""
+"""Keys of a first page: at 64 KiB a value it stays within the client's 64 MiB message limit."""
 
 
 @dataclass(slots=True)
@@ -152,9 +152,12 @@ class KV(Protocol):
         ...
 
     def pages(
-        self, prefix: bytes, *, revision: int = 0, keys_only: bool = False, page_keys: int = PAGE_KEYS
+        self, prefix: bytes, *, revision: int = 0, keys_only: bool = False, page_keys: int = 0
     ) -> AsyncGenerator[Page, None]:
-        """Every key that starts with `prefix`, all pages as of one revision. Raises Compacted."""
+        """Every key that starts with `prefix`, all pages as of one revision. Raises Compacted.
+
+        A page has `page_keys` keys, or with 0 as many as are good for the store.
+        """
         ...
 
     async def put(self, key: bytes, value: bytes, *, lease: int = 0) -> int:

@@ -120,11 +120,11 @@ class MemoryKV:
         )
 
     async def pages(
-        self, prefix: bytes, *, revision: int = 0, keys_only: bool = False, page_keys: int = PAGE_KEYS
+        self, prefix: bytes, *, revision: int = 0, keys_only: bool = False, page_keys: int = 0
     ) -> AsyncGenerator[Page, None]:
         key, end = prefix, prefix_end(prefix)
         while True:
-            page = await self.range(key, end, limit=page_keys, revision=revision, keys_only=keys_only)
+            page = await self.range(key, end, limit=page_keys or PAGE_KEYS, revision=revision, keys_only=keys_only)
             page.revision = revision = revision or page.revision
             yield page
             if not page.more:
