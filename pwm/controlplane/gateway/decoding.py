@@ -6,46 +6,26 @@ written anew because users read these errors. Each names the path of the field a
 hold up the server: depth is bounded, duplicate keys are refused, nothing is quadratic.
 
 Each message type is compiled once into a table from JSON name to setter. A field may be given under its JSON name
-or its proto name. Writing JSON is in `encoding`; values out of a URL, which are all text, are in `query`.
+or its proto name. Single values are read in `scalars`, URLs in `query`, and JSON is written in `encoding`.
 """
 
-import base64
-import binascii
 import json
-import math
-import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
-from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from pwm.api.v1 import access_pb2
+from pwm.controlplane.gateway.scalars import QUOTED_CHARS, BadInput, assign, finite, quoted, scalar
 
 # Levels of {} and []. A google.protobuf.Struct nests three binary messages a level, and protobuf's parsers
 # give up at 100.
 MAX_JSON_DEPTH = 32
-# What an error quotes of a wrong value.
-QUOTED_CHARS = 40
 
 # setter(message, value, path, depth)
 Setter = Callable[[Any, Any, str, int], None]
-Read = Callable[[Any, str], Any]
-
-_BASE64 = re.compile(r"[A-Za-z0-9+/_-]*={0,2}")
-_INTEGER = re.compile(r"-?[0-9]{1,20}")
-_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
-_SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-
-
-class BadInput(ValueError):
-    """What a client sent cannot be read. `path` is the field as written, "" for the whole."""
-
-    def __init__(self, path: str, message: str) -> None:
-        super().__init__(f"{path}: {message}" if path else message)
-        self.path = path
-        self.message = message
 
 
 def parse_json(body: bytes) -> Any:
@@ -80,16 +60,6 @@ def _no_constant(name: str) -> None:
 
 def _too_deep(path: str) -> BadInput:
     return BadInput(path, f"nested deeper than {MAX_JSON_DEPTH} levels")
-
-
-def quoted(value: Any) -> str:
-    """A value as an error shows it: JSON, shortened."""
-    try:
-        text = json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError, RecursionError):
-        text = str(type(value).__name__)
-    text = text.encode(errors="replace").decode()
-    return text if len(text) <= QUOTED_CHARS else text[: QUOTED_CHARS - 1] + "…"
 
 
 class Decoder:
@@ -246,105 +216,11 @@ def _repeated(name: str, append: Setter) -> Setter:
     return set_list
 
 
-def assign(setter: Callable[[Any], object], value: Any, path: str) -> None:
-    """Sets a value that has the right type; protobuf checks its range and its text."""
-    try:
-        setter(value)
-    except UnicodeEncodeError as error:
-        raise BadInput(path, "the text holds half of a surrogate pair") from error
-    except ValueError as error:
-        raise BadInput(path, f"{quoted(value)} is out of range") from error
-
-
 def _check_text(text: str, path: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise BadInput(path, "a key holds half of a surrogate pair") from error
-
-
-def scalar(field: FieldDescriptor) -> Read:
-    """Reads one value that is no message; the range is checked when it is assigned."""
-    if field.type == FieldDescriptor.TYPE_STRING:
-        return _text
-    if field.type == FieldDescriptor.TYPE_BOOL:
-        return _bool
-    if field.type == FieldDescriptor.TYPE_BYTES:
-        return _bytes
-    if field.type == FieldDescriptor.TYPE_ENUM:
-        return _enum(field)
-    if field.type == FieldDescriptor.TYPE_DOUBLE:
-        return _double
-    if field.type == FieldDescriptor.TYPE_FLOAT:
-        raise TypeError(f"{field.full_name}: the API uses double, never float")
-    return _integer
-
-
-def _text(value: Any, path: str) -> str:
-    if not isinstance(value, str):
-        raise BadInput(path, f"a text is expected, not {quoted(value)}")
-    return value
-
-
-def _bool(value: Any, path: str) -> bool:
-    if not isinstance(value, bool):
-        raise BadInput(path, f"true or false is expected, not {quoted(value)}")
-    return value
-
-
-def _integer(value: Any, path: str) -> int:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, str) and _INTEGER.fullmatch(value):
-        return int(value)
-    raise BadInput(path, f"a whole number is expected, not {quoted(value)}")
-
-
-def _double(value: Any, path: str) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return _finite(value, path)
-    if isinstance(value, str) and value in _SPECIAL:
-        return _SPECIAL[value]
-    if isinstance(value, str) and len(value) <= QUOTED_CHARS and _NUMBER.fullmatch(value):
-        return _finite(float(value), path)
-    raise BadInput(path, f"a number is expected, not {quoted(value)}")
-
-
-def _finite(value: int | float, path: str) -> float:
-    try:
-        number = float(value)
-    except OverflowError as error:
-        raise BadInput(path, f"{quoted(value)} is out of range") from error
-    if not math.isfinite(number):
-        raise BadInput(path, "the number is out of range")
-    return number
-
-
-def _bytes(value: Any, path: str) -> bytes:
-    if not isinstance(value, str) or not _BASE64.fullmatch(value):
-        raise BadInput(path, f"bytes in base64 are expected, not {quoted(value)}")
-    plain = value.rstrip("=").replace("-", "+").replace("_", "/")
-    try:
-        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
-    except binascii.Error as error:
-        raise BadInput(path, "the base64 is cut short") from error
-
-
-def _enum(field: FieldDescriptor) -> Read:
-    numbers = {value.name: value.number for value in cast(EnumDescriptor, field.enum_type).values}
-    known = set(numbers.values())
-    names = ", ".join(name for name, number in numbers.items() if number != 0) or ", ".join(numbers)
-
-    def read(value: Any, path: str) -> int:
-        if isinstance(value, str) and value in numbers:
-            return numbers[value]
-        if isinstance(value, int) and not isinstance(value, bool) and value in known:
-            return value
-        raise BadInput(path, f"{quoted(value)} is not one of {names}")
-
-    return read
 
 
 def _generic(what: str) -> Setter:
@@ -395,7 +271,7 @@ def _value(message: Any, value: Any, path: str, depth: int) -> None:
     elif value is None:
         message.null_value = 0
     else:
-        message.number_value = _finite(value, path)
+        message.number_value = finite(value, path)
 
 
 _WELL_KNOWN: dict[str, Setter] = {

@@ -14,7 +14,7 @@ import orjson
 
 from pwm.api.v1.services_pb2 import Problem
 from pwm.controlplane.errors import ApiError
-from pwm.controlplane.gateway.decoding import BadInput
+from pwm.controlplane.gateway.scalars import BadInput
 
 Code = grpc.StatusCode
 

@@ -29,12 +29,13 @@ from pwm.api.v1.access_pb2 import Access
 from pwm.controlplane.context import CallContext
 from pwm.controlplane.errors import ApiError
 from pwm.controlplane.gateway import failures, requests, responses, streams, websocket
-from pwm.controlplane.gateway.decoding import BadInput, Decoder
+from pwm.controlplane.gateway.decoding import Decoder
 from pwm.controlplane.gateway.encoding import Encoder
 from pwm.controlplane.gateway.failures import Code
 from pwm.controlplane.gateway.metrics import Metrics, RpcMetrics
 from pwm.controlplane.gateway.open_streams import OpenStreams
 from pwm.controlplane.gateway.routes import Route, Routes, Rpc
+from pwm.controlplane.gateway.scalars import BadInput
 from pwm.controlplane.gateway.server import HttpServer
 from pwm.controlplane.gateway.site import HealthReport, Pages
 

@@ -15,7 +15,8 @@ from urllib.parse import unquote_plus
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from pwm.controlplane.gateway.decoding import BadInput, Decoder, assign, quoted, scalar, unknown_field
+from pwm.controlplane.gateway.decoding import Decoder, unknown_field
+from pwm.controlplane.gateway.scalars import BadInput, assign, quoted, scalar
 
 # Most parameters of one request; `names` of a list may be many.
 MAX_PARAMETERS = 2_000

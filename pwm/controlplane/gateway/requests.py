@@ -14,10 +14,11 @@ from typing import Any
 from aiohttp import web
 from google.protobuf.message import Message
 
-from pwm.controlplane.gateway.decoding import BadInput, Decoder, parse_json
+from pwm.controlplane.gateway.decoding import Decoder, parse_json
 from pwm.controlplane.gateway.failures import Code, HttpError
 from pwm.controlplane.gateway.query import QueryReader
 from pwm.controlplane.gateway.routes import Route
+from pwm.controlplane.gateway.scalars import BadInput
 
 MAX_BODY_BYTES = 16 * 2**20
 # Time for a whole body: 16 MiB at 2 Mbit/s.

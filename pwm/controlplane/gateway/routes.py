@@ -20,8 +20,8 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from pwm.api.v1 import access_pb2
-from pwm.controlplane.gateway.decoding import BadInput
 from pwm.controlplane.gateway.query import Setter, resolve
+from pwm.controlplane.gateway.scalars import BadInput
 
 _VARIABLE = re.compile(r"\{([a-z][a-z0-9_]*(?:\.[a-z][a-z0-9_]*)*)\}")
 _LITERAL = re.compile(r"[A-Za-z0-9_.~-]+")

@@ -25,11 +25,12 @@ from pwm.api.v1.services_pb2 import ExecRequest
 from pwm.controlplane.context import CallContext
 from pwm.controlplane.errors import ApiError
 from pwm.controlplane.gateway import failures
-from pwm.controlplane.gateway.decoding import BadInput, Decoder, parse_json
+from pwm.controlplane.gateway.decoding import Decoder, parse_json
 from pwm.controlplane.gateway.encoding import Encoder
 from pwm.controlplane.gateway.failures import Code, HttpError
 from pwm.controlplane.gateway.open_streams import OpenStream
 from pwm.controlplane.gateway.routes import Rpc
+from pwm.controlplane.gateway.scalars import BadInput
 from pwm.controlplane.gateway.streams import STALL_S, close
 
 log = structlog.get_logger(__name__)

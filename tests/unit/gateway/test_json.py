@@ -27,8 +27,9 @@ from pwm.api.v1 import (
 from pwm.api.v1.resource_pb2 import Resource
 from pwm.api.v1.services_pb2 import ApplyRequest, ListRequest, ListResponse, LogsRequest, WatchResponse
 from pwm.api.v1.workload_pb2 import Workload
-from pwm.controlplane.gateway.decoding import MAX_JSON_DEPTH, BadInput, Decoder, parse_json
+from pwm.controlplane.gateway.decoding import MAX_JSON_DEPTH, Decoder, parse_json
 from pwm.controlplane.gateway.encoding import Encoder, Memo
+from pwm.controlplane.gateway.scalars import BadInput
 
 FILES = [
     agent_pb2, events_pb2, identity_pb2, node_pb2, resource_pb2, services_pb2, store_pb2, volume_pb2, workload_pb2,
@@ -240,7 +241,7 @@ def test_a_wrong_value_is_refused_in_a_sentence_with_its_path(value: Any, senten
         ({"spec": {"config": {"memory": 5}}}, "spec.config.memory: a text is expected, not 5"),
         ({"spec": {"volumes": [{}, {"nam": 1}]}}, "spec.volumes[1].nam: unknown field; known here: name, group, "),
         ({"spec": {"config": {"env": {"A": 1}}}}, "spec.config.env.A: a text is expected, not 1"),
-        ({"spec": {"config": {"env": ["A=1"]}}}, 'spec.config.env: an object is expected, not ["A=1"]'),
+        ({"spec": {"config": {"env": ["A=1"]}}}, "spec.config.env: an object is expected, not […]"),
         ({"metadata": {"createdAt": "now"}}, "metadata.createdAt: a time such as 2026-01-31T12:00:00Z is expected"),
     ],
 )

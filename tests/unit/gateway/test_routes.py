@@ -6,9 +6,9 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 
 from pwm.api.v1 import services_pb2
 from pwm.api.v1.services_pb2 import ExecRequest, ListRequest, LogsRequest, TopRequest
-from pwm.controlplane.gateway.decoding import BadInput
 from pwm.controlplane.gateway.query import MAX_PARAMETERS, QueryReader, resolve
 from pwm.controlplane.gateway.routes import BadRoute, Routes
+from pwm.controlplane.gateway.scalars import BadInput
 
 
 class Nothing:
