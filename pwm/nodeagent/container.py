@@ -85,6 +85,7 @@ class Container:
         self._pulled = False
         self._image_missing = False
         self._watch: asyncio.Task[None] | None = None
+        self._adopted = asyncio.Event()
         self._has_output = False
         self._output_settled = asyncio.Event()
 
@@ -119,6 +120,10 @@ class Container:
             self._around.journal.put(replace(self.record, assignment=assignment))
         self.changed.set()
 
+    async def adopted(self) -> None:
+        """Wait until the engine has said what it has of this container, so that it can be asked about it."""
+        await self._adopted.wait()
+
     async def has_output(self) -> bool:
         """Whether it prints into a log of ours; waits until that is known, which is when it starts or fails."""
         await self._output_settled.wait()
@@ -133,6 +138,7 @@ class Container:
             return
         await self._engine.ready()
         self._adopt(self._engine)
+        self._adopted.set()
         async with asyncio.TaskGroup() as beside:
             while (operation := self._next()) is not Operation.FORGET:
                 if operation is Operation.NOTHING:
@@ -334,7 +340,8 @@ class Container:
         self._report(
             P.EXITED,
             reason=endings.reason(ended, record.assignment.spec, stop=self._stop_reason() if stopped else None),
-            started_at_ns=0 if record.phase >= P.RUNNING else self._started_at_ns,
+            # The engine's own time, where it has one: the agent's is that of the answer to `start`.
+            started_at_ns=ended.started_at_ns or self._started_at_ns,
             finished_at_ns=ended.finished_at_ns,
             exit_code=ended.exit_code,
             oom_killed=ended.oom_killed,

@@ -34,6 +34,8 @@ log = structlog.get_logger(__name__)
 # A question may overtake the assignment it is about; they come in the same batch.
 UNKNOWN_PATIENCE_S = 2.0
 UNKNOWN_POLL_S = 0.05
+# An agent that has just started lists its containers first.
+ENGINE_PATIENCE_S = 5.0
 
 
 class Logs(Protocol):
@@ -143,6 +145,11 @@ class Relays:
         container = await self._look_up(uid)
         if container is None or container.driver is None:
             raise _Refused(RelayError.NOT_FOUND, "the container is not on its node any more")
+        try:
+            async with asyncio.timeout(ENGINE_PATIENCE_S):
+                await container.adopted()
+        except TimeoutError:
+            raise _Refused(RelayError.UNAVAILABLE, "the node's engine does not answer") from None
         return container.driver
 
     async def _look_up(self, uid: str) -> Container | None:

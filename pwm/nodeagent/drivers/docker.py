@@ -105,6 +105,8 @@ class DockerDriver:
             "since": f"{time.time() - EVENTS_OVERLAP_S:.9f}",
         }
         async with self._api.stream("GET", "/events", params) as events:
+            # An engine that is starting lets callers wait until it has dealt with its old containers.
+            answered_ns = time.time_ns()
             if lost:
                 log.info("docker engine is back")
             try:
@@ -113,7 +115,8 @@ class DockerDriver:
                     async for event in events:
                         uid = event["Actor"]["Attributes"].get("pwm.uid", "")
                         if known := self._known.get(uid):
-                            settling.create_task(self._settle(known, lost=False))
+                            old = event["timeNano"] < answered_ns
+                            settling.create_task(self._settle(known, lost=lost and old))
             except* EngineUnreachable as group:
                 raise group.exceptions[0] from None
 
@@ -335,12 +338,13 @@ class DockerDriver:
 def _ended(state: dict[str, Any], *, lost: bool) -> Ended:
     exit_code, message = int(state["ExitCode"]), str(state.get("Error") or "")
     if lost and exit_code and not message:
-        message = "It ended while the node's Docker engine was being restarted"
+        message = "It ended while the Docker engine of the node was restarted"
     return Ended(
         exit_code=exit_code,
         finished_at_ns=_nanoseconds(state["FinishedAt"]) or time.time_ns(),
         oom_killed=bool(state["OOMKilled"]),
         message=message,
+        started_at_ns=_nanoseconds(state["StartedAt"]),
     )
 
 

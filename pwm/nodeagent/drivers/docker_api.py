@@ -182,9 +182,13 @@ class _Call:
 
 
 async def _objects(response: aiohttp.ClientResponse) -> AsyncIterator[Any]:
-    async for line in response.content:
-        if line.strip():
-            yield json.loads(line)
+    # Named here already: a reader may have put a task group between this and the request's own context.
+    try:
+        async for line in response.content:
+            if line.strip():
+                yield json.loads(line)
+    except (aiohttp.ClientError, OSError) as error:
+        raise EngineUnreachable(f"The connection to the Docker engine broke: {error}") from error
 
 
 async def _check(response: aiohttp.ClientResponse) -> None:

@@ -74,6 +74,8 @@ class Ended:
     finished_at_ns: int
     oom_killed: bool = False
     message: str = ""
+    # 0 where the engine does not know.
+    started_at_ns: int = 0
 
 
 class Runtime(Enum):

@@ -227,7 +227,7 @@ async def test_an_engine_that_is_away_ends_nothing_and_is_said(
     assert controller.inventories[-1].drivers[0].message == "the engine is away"
     driver.away = False
     await controller.reported("b", "RUNNING")
-    assert controller.inventories[-1].drivers[0].ready
+    await until(lambda: controller.inventories[-1].drivers[0].ready)
     assert controller.phases("a") == ["CREATING", "RUNNING"]
 
 
