@@ -25,7 +25,7 @@ from pwm.controlplane.core.scheduling.spec import container_spec
 GIB = 1024**3
 NODES, GPUS, QUEUE = 5_000, 8, 100_000
 MODELS = (("NVIDIA A100-SXM4-80GB", 80), ("NVIDIA H100 80GB HBM3", 80), ("Tesla V100-SXM2-16GB", 16))
-ROUNDS = 3
+ROUNDS = 5
 
 
 def node(name: str, *, model: tuple[str, int], rack: int) -> Node:

@@ -11,6 +11,7 @@ for `--dry-run`, answers `pwm why`, and replays in the simulator. Read it in thi
     cluster.py   the one owner of "what is free", kept up to date change by change
     queue.py     who is first; scores.py, which node is best; devices.py, which GPUs and cores on it
     plan.py      puts the above together
-    explain.py   why not, per node and in one sentence; suggest.py, the smallest change that would help
+    survey.py    how far each node got; explain.py, why not in one sentence; suggest.py, the smallest change that
+                 would help; verdicts.py, the words of all three
     spec.py      the full container that a placement becomes
 """

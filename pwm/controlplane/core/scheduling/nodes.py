@@ -83,7 +83,8 @@ def holding_of(container: Container) -> Holding:
         name=f"{container.metadata.group}/{container.metadata.name}",
         workload_uid=spec.workload_uid,
         node=spec.node,
-        cpu_millis=spec.resources.cpu_millis,
+        # A core of its own is a whole core of CPU, whatever the resources say; `scratch.py` relies on it.
+        cpu_millis=max(spec.resources.cpu_millis, len(spec.cpu_ids) * CORE_MILLIS),
         memory_bytes=spec.resources.memory_bytes,
         gpu_uuids=tuple(spec.gpu_uuids),
         cpu_ids=tuple(spec.cpu_ids),
@@ -159,11 +160,6 @@ class NodeState:
         return Resources(
             cpu_millis=self.used_cpu_millis, memory_bytes=self.used_memory_bytes, gpus=len(self.gpu_holders)
         )
-
-    @property
-    def free_cores(self) -> int:
-        """Cores that nobody has for itself."""
-        return self.cores - sum(1 for core in self.core_holders if core < self.cores)
 
     def free_gpus(self) -> list[GPUUnit]:
         """GPUs that work and that no container has, by index."""

@@ -2,7 +2,8 @@
 
 A plan takes resources as it places, and may have to give them back when a gang turns out not to fit; the
 cluster itself must not notice. A scratch copies the columns of numbers at once (microseconds) and keeps
-which GPUs and cores it gave away only for the nodes that it touched.
+which GPUs and cores it gave away only for the nodes that it touched. Cores need no count of their own: a core that
+a container has for itself is a whole core of used CPU, so where enough CPU is free enough cores are.
 
 Within a plan resources only shrink (what a gang gives back was free before it), so a demand that fits
 nowhere once fits nowhere for the rest of the plan.
@@ -40,7 +41,6 @@ class Reservation:
     cpu_millis: int
     memory_bytes: int
     gpus: int
-    cores: int
 
 
 class Scratch:
@@ -51,7 +51,6 @@ class Scratch:
         "_gpus_taken",
         "_placed",
         "_spread",
-        "free_cores",
         "free_cpu_millis",
         "free_gpus",
         "free_memory_bytes",
@@ -66,7 +65,6 @@ class Scratch:
         self._spread = spread
         self.free_cpu_millis = table.free_cpu_millis.copy()
         self.free_memory_bytes = table.free_memory_bytes.copy()
-        self.free_cores = table.free_cores.copy()
         self.free_gpus = table.free_gpus.copy()
         self.free_model_gpus = table.free_model_gpus.copy()
         self.tightness = table.tightness.copy()
@@ -91,8 +89,6 @@ class Scratch:
         fits &= self.free_memory_bytes >= screen.memory_bytes
         if demand.gpus:
             fits &= self.free_gpus_for(screen) >= demand.gpus
-        if demand.exclusive:
-            fits &= self.free_cores * CORE_MILLIS >= screen.cpu_millis
         return fits
 
     def fits_at(self, row: int, demand: Demand, screen: Screen) -> bool:
@@ -102,7 +98,6 @@ class Scratch:
             and self.free_cpu_millis[row] >= screen.cpu_millis[row]
             and self.free_memory_bytes[row] >= screen.memory_bytes[row]
             and (not demand.gpus or self.free_gpus_for(screen)[row] >= demand.gpus)
-            and (not demand.exclusive or self.free_cores[row] * CORE_MILLIS >= screen.cpu_millis[row])
         )
 
     def room(self, demand: Demand) -> Ints:
@@ -112,8 +107,6 @@ class Scratch:
         room = np.minimum(room, self.free_memory_bytes // np.maximum(screen.memory_bytes, 1))
         if demand.gpus:
             room = np.minimum(room, self.free_gpus_for(screen) // demand.gpus)
-        if demand.exclusive:
-            room = np.minimum(room, self.free_cores * CORE_MILLIS // screen.cpu_millis)
         return np.where(screen.usable, np.maximum(room, 0), 0)
 
     def capacity_for(self, demand: Demand) -> Ints:
@@ -167,19 +160,16 @@ class Scratch:
         """
         screen = self.table.screen(demand)
         before = self.reservations.get(row)
-        cores = int(screen.cpu_millis[row]) // CORE_MILLIS if demand.exclusive else 0
         reservation = Reservation(
             whom,
             int(screen.cpu_millis[row]) + (before.cpu_millis if before else 0),
             int(screen.memory_bytes[row]) + (before.memory_bytes if before else 0),
             demand.gpus + (before.gpus if before else 0),
-            cores + (before.cores if before else 0),
         )
         self.reservations[row] = reservation
         self.free_cpu_millis[row] -= screen.cpu_millis[row]
         self.free_memory_bytes[row] -= screen.memory_bytes[row]
         self.free_gpus[row] -= demand.gpus
-        self.free_cores[row] -= cores
         left = demand.gpus
         for model in screen.models[:-1]:
             kept = min(left, max(0, int(self.free_model_gpus[model, row])))
@@ -215,7 +205,6 @@ class Scratch:
         row = taken.row
         self.free_cpu_millis[row] += sign * taken.cpu_millis
         self.free_memory_bytes[row] += sign * taken.memory_bytes
-        self.free_cores[row] += sign * len(taken.cores)
         self.free_gpus[row] += sign * len(taken.gpus)
         for gpu in taken.gpus:
             self.free_model_gpus[self.table.model_rows[gpu.model], row] += sign

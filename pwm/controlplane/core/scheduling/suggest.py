@@ -60,11 +60,6 @@ def _ideas(survey: Survey) -> Iterator[Idea]:
     """Changed demands, not tried yet."""
     yield from _fewer_gpus(survey)
     yield from _less_cpu_and_memory(survey)
-    if survey.demand.exclusive:
-        change = Change(
-            "do without whole cores: set selectors.cpu.exclusive to false", (("selectors.cpu.exclusive", ""),)
-        )
-        yield replace(survey.demand, exclusive=False), change
     yield from _wider_selectors(survey)
 
 
@@ -112,8 +107,6 @@ def _lower_cpu(survey: Survey, rows: Bools) -> Idea | None:
     if not rows.any():
         return None
     free: Ints = scratch.free_cpu_millis
-    if demand.exclusive:
-        free = np.minimum(free, scratch.free_cores * CORE_MILLIS)
     row = int(np.where(rows, free, -1).argmax())
     step = CORE_MILLIS if demand.exclusive or free[row] >= CORE_MILLIS else CPU_STEP_MILLIS
     millis = int(free[row]) // step * step
@@ -217,7 +210,7 @@ def _wait(survey: Survey) -> Change | None:
         f"{format_cpu(cpu)} {'CPU' if cpu == CORE_MILLIS else 'CPUs'}" if cpu else "",
         f"{format_bytes(memory)} of memory" if memory else "",
     ]
-    amount = listed([part for part in missing if part]) or "a whole core"
+    amount = listed([part for part in missing if part])
     holders = _holders(survey, row, gpus, cpu, memory)
     held = f" held by {listed(holders)}" if holders else ""
     return Change(f"wait for {amount}{held} on {name}", at_once=False)

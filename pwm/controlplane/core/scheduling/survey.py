@@ -27,12 +27,10 @@ class Survey:
         self.screen = self.table.screen(demand)
         self.free_cpu_millis = scratch.free_cpu_millis.copy()
         self.free_memory_bytes = scratch.free_memory_bytes.copy()
-        self.free_cores = scratch.free_cores.copy()
         self.free_gpus: Ints = np.array(scratch.free_gpus_for(self.screen), np.int64)
         for row, kept in scratch.reservations.items():
             self.free_cpu_millis[row] += kept.cpu_millis
             self.free_memory_bytes[row] += kept.memory_bytes
-            self.free_cores[row] += kept.cores
             self.free_gpus[row] += kept.gpus
         models = list(self.screen.models)
         self.model_gpus: Ints = self.table.model_gpus[models].sum(axis=0)
@@ -92,9 +90,6 @@ class Survey:
         if demand.gpus:
             self._refuse(Stage.GPU_FREE, self.free_gpus < demand.gpus, self.free_gpus, self.model_gpus, broken)
         self._refuse(Stage.CPU_FREE, self.free_cpu_millis < need_cpu, need_cpu, self.free_cpu_millis, node_cpu)
-        if demand.exclusive:
-            free_whole = self.free_cores * CORE_MILLIS
-            self._refuse(Stage.CPU_FREE, free_whole < need_cpu, need_cpu, free_whole, node_cpu)
         short = self.free_memory_bytes < need_memory
         self._refuse(Stage.MEMORY_FREE, short, need_memory, self.free_memory_bytes, table.memory_bytes)
         for row in self.rows[self.said[self.rows] == PASSES].tolist():

@@ -22,9 +22,9 @@ from pwm.controlplane.core.scheduling.verdicts import Refusal
 
 Bools = npt.NDArray[np.bool_]
 
-# Screens and their parts take up to 17 bytes a node; beyond so many of a sort all are worked out again, which takes
-# microseconds each. With 5,000 nodes they stay below 100 MB, for amounts repeat far more than selectors.
-_SCREENS_KEPT = 4_096
+# How many screens, answers of filters and amounts are kept, each, before they are worked out again (microseconds for
+# each). With 5,000 nodes a screen takes 5 KB, an answer 40 KB and amounts that differ by node 80 KB.
+_KEPT = 1_024
 # In `answers`: the row has nothing against it.
 PASSES = -1
 
@@ -67,7 +67,6 @@ class Table:
         self.working_model_gpus = np.zeros((len(self.models), rows), np.int64)
         self.free_cpu_millis = np.zeros(rows, np.int64)
         self.free_memory_bytes = np.zeros(rows, np.int64)
-        self.free_cores = np.zeros(rows, np.int64)
         self.free_gpus = np.zeros(rows, np.int64)
         self.free_model_gpus = np.zeros((len(self.models), rows), np.int64)
         self.tightness = np.zeros(rows, np.int64)
@@ -85,7 +84,7 @@ class Table:
         self.states[row] = state
         self._write_capacity(row, state)
         self._write_free(row, state)
-        self._forget_screens()
+        self._forget(beyond=0)
 
     def write_use(self, state: NodeState) -> None:
         """Containers on the node came or went."""
@@ -109,7 +108,6 @@ class Table:
         free_gpus = state.free_gpus()
         self.free_cpu_millis[row] = state.cores * CORE_MILLIS - state.used_cpu_millis
         self.free_memory_bytes[row] = state.memory_bytes - state.used_memory_bytes
-        self.free_cores[row] = state.free_cores
         self.free_gpus[row] = len(free_gpus)
         self.free_model_gpus[:, row] = 0
         for gpu in free_gpus:
@@ -125,8 +123,7 @@ class Table:
         """What the demand means for each row."""
         screen = self._screens.get(demand)
         if screen is None:
-            if max(len(self._screens), len(self._answers), len(self._amounts)) >= _SCREENS_KEPT:
-                self._forget_screens()
+            self._forget(beyond=_KEPT)
             screen = self._screens[demand] = self._make_screen(demand)
         return screen
 
@@ -174,12 +171,16 @@ class Table:
             self._amounts[key] = known
         return known
 
-    def _forget_screens(self) -> None:
-        self._screens.clear()
-        self._answers.clear()
-        self.refusals.clear()
-        self._refusal_places.clear()
-        self._amounts.clear()
+    def _forget(self, *, beyond: int) -> None:
+        """Drop what was worked out, where it is more than this."""
+        if len(self._screens) >= beyond:
+            self._screens.clear()
+        if len(self._amounts) >= beyond:
+            self._amounts.clear()
+        if len(self._answers) >= beyond:  # with the refusals that they point at
+            self._answers.clear()
+            self.refusals.clear()
+            self._refusal_places.clear()
 
 
 # Widths of the parts of a tightness, in bits: GPUs 0..1023, thousandths of cores up to 16,000 cores, MiB up to 128 TiB.
