@@ -114,7 +114,7 @@ async def test_two_that_each_rely_on_what_the_other_writes_cannot_both_win(lossy
         store.append(commit(change(a), guards=(Guard(store.keys.head(B), mod_revision=b.revision),))),
         store.append(commit(change(b), guards=(Guard(store.keys.head(A), mod_revision=a.revision),))),
     )
-    assert [type(result) for result in results] == [int, errors.GuardFailed]
+    assert {type(result) for result in results} == {int, errors.GuardFailed}
 
 
 async def test_commits_of_one_leader_share_its_fence(lossy: Lossy) -> None:
