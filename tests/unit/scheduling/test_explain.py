@@ -46,6 +46,15 @@ def test_a_size_that_cannot_be_read_refuses_this_workload_alone() -> None:
     assert "'lots' is not a size" in made.refusals["bad"].reason.message
 
 
+@pytest.mark.parametrize("spec", [{"memory": "999999999999999TiB"}, {"cpu": "999999999"}, {"gpus": 2**31 - 1}])
+def test_absurd_amounts_are_refused_like_any_that_no_node_has(spec: dict[str, object]) -> None:
+    cluster = cluster_of(node("n1", gpus=2))
+    made = planned(cluster, workload("absurd", **spec), workload("good"))  # type: ignore[arg-type]
+    assert [placement.waiting.workload.metadata.name for placement in made.placements] == ["good"]
+    assert made.refusals["absurd"].reason.message.startswith("no node has ")
+    assert not made.refusals["absurd"].possible
+
+
 def test_what_is_free_is_told_in_numbers() -> None:
     cluster = cluster_of(node("n1", gpus=8, cores=64, memory=512 * GIB))
     run(cluster, workload("other", gpus=6, cpu="62", memory="500GiB"))

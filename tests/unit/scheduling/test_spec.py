@@ -3,6 +3,8 @@
 import pytest
 
 from pwm.api.v1.workload_pb2 import ContainerSpec, Image, Workload
+from pwm.controlplane.core.scheduling.plan import plan
+from pwm.controlplane.core.scheduling.queue import Waiting
 from pwm.controlplane.core.scheduling.spec import STOP_GRACE_MS, container_spec, default_hostname, image_reference
 from tests.unit.scheduling.machines import GIB, cluster_of, node, planned, workload
 
@@ -70,6 +72,18 @@ def test_what_is_not_told_has_a_default() -> None:
     assert (spec.stop_grace_ms, spec.time_limit_ms, spec.shm_bytes) == (STOP_GRACE_MS, 0, 0)
     assert not spec.HasField("user")
     assert not spec.HasField("health")
+
+
+def test_absurd_sizes_and_times_become_the_largest_there_are() -> None:
+    spec = placed(workload("x", config={"shmSize": "999999999999999TiB", "timeLimit": "999999999999w"}))
+    assert spec.shm_bytes == spec.time_limit_ms == 1 << 60
+
+
+def test_the_failures_so_far_go_with_the_container() -> None:
+    wanted = workload("retry")
+    made = plan(cluster_of(node("n1")), [Waiting(wanted, 2, 5, since_ms=0, failures=3)], now_ms=0, seed=0)
+    spec = container_spec(wanted, made.placements[0], revision=1)
+    assert (spec.replica, spec.attempt, spec.failures_before) == (2, 5, 3)
 
 
 def test_the_spec_shares_nothing_with_the_workload() -> None:

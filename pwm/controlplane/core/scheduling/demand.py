@@ -16,6 +16,8 @@ DEFAULT_DRIVER = "pwm.docker"
 # Words that mean "any", as users of every version wrote them; compared in lower case.
 ANY_WORDS = frozenset({"", "pwm.all", "all", "empty"})
 CORE_MILLIS = 1000
+# Sizes that no machine has are cut to this, so that they are refused as such and sums stay within 64 bits.
+SIZE_MAX = 1 << 60
 # Workloads differ in their selectors far less than in their number; beyond this many the oldest is read again.
 _DEMANDS_KEPT = 65_536
 
@@ -80,7 +82,7 @@ def _read(
     gpu_memory_bytes = 0
     try:
         cpu_millis = None if is_any(cpu.count) else parse_cpu(cpu.count)
-        memory_bytes = parse_bytes(memory) if memory else None
+        memory_bytes = min(parse_bytes(memory), SIZE_MAX) if memory else None
         gpu_memory_bytes = parse_bytes(gpu.memory) if gpu.memory else 0
     except QuantityError as error:
         invalid = str(error)

@@ -3,7 +3,7 @@
 import re
 
 from pwm.api.v1.workload_pb2 import Config, ContainerSpec, Image, Workload
-from pwm.controlplane.core.scheduling.demand import DEFAULT_DRIVER, is_any
+from pwm.controlplane.core.scheduling.demand import DEFAULT_DRIVER, SIZE_MAX, is_any
 from pwm.controlplane.core.scheduling.plan import POLICY_VERSION, Placement
 from pwm.quantity import parse_bytes, parse_duration
 
@@ -33,9 +33,9 @@ def container_spec(workload: Workload, placement: Placement, *, revision: int) -
         resources=placement.resources,
         gpu_uuids=placement.gpu_uuids,
         cpu_ids=placement.cpu_ids,
-        shm_bytes=parse_bytes(config.shm_size) if config.shm_size else 0,
-        stop_grace_ms=parse_duration(config.stop_grace) if config.stop_grace else STOP_GRACE_MS,
-        time_limit_ms=parse_duration(config.time_limit) if config.time_limit else 0,
+        shm_bytes=min(parse_bytes(config.shm_size), SIZE_MAX) if config.shm_size else 0,
+        stop_grace_ms=min(parse_duration(config.stop_grace), SIZE_MAX) if config.stop_grace else STOP_GRACE_MS,
+        time_limit_ms=min(parse_duration(config.time_limit), SIZE_MAX) if config.time_limit else 0,
         volumes=spec.volumes,
         decided_at_revision=revision,
         policy_version=POLICY_VERSION,
