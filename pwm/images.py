@@ -164,10 +164,10 @@ def _needs_interpreter(program: bytes) -> bool:
     """Whether an ELF program names a dynamic loader, which the image would lack."""
     if program[:4] != b"\x7fELF" or program[4] != 2:
         return False
-    order = "little" if program[5] == 1 else "big"
+    little_endian = program[5] == 1
 
     def number(offset: int, size: int) -> int:
-        return int.from_bytes(program[offset : offset + size], "little" if order == "little" else "big")
+        return int.from_bytes(program[offset : offset + size], "little" if little_endian else "big")
 
     headers, size, count = number(32, 8), number(54, 2), number(56, 2)
     interpreter = 3  # PT_INTERP

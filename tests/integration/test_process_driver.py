@@ -233,6 +233,27 @@ async def test_usage_and_processes_are_those_of_the_whole_tree(node: Node) -> No
     assert all("while :" in command for command in commands)
 
 
+async def test_an_agent_without_privileges_has_weaker_limits_and_the_same_account(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() or 4242)
+    node.restart()
+    orphan = "setsid sleep 1000 & "
+    await node.start(assignment("u1", "sh", "-c", f"{orphan} ulimit -d; sleep 60", memory_bytes=1 << 30))
+    assert await node.printed_first("u1") == b"1048576\n"
+    assert (await node.driver.inspect("u1"))["ControlGroups"] == []
+    (usage,) = await node.driver.usage(["u1"])
+    assert usage.pids == 3
+    assert usage.memory_bytes > 0
+    table = await node.driver.processes("u1")
+    pids = [int(row[table.titles.index("PID")]) for row in table.rows]
+    assert len(pids) == 3
+    await node.driver.stop("u1", grace_ms=5_000)
+    assert not any(alive(pid) for pid in pids)
+    with pytest.raises(DriverError, match="as uid"):
+        await node.driver.create(assignment("u2", "true", user=(1, 1)))
+
+
 async def test_a_polite_process_ends_within_its_grace_and_a_stubborn_one_is_killed(node: Node) -> None:
     loop = "echo up; while :; do sleep 0.05; done"
     await node.start(assignment("polite", "sh", "-c", f"trap 'echo bye; exit 3' TERM; {loop}"))

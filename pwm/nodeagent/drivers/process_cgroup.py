@@ -55,6 +55,8 @@ class Cgroup:
 
     def create(self, limits: Limits) -> bool:
         """False where the system lets nobody make groups (a read-only /sys, a container)."""
+        if not self.folders:
+            return False
         try:
             for folder in self.folders:
                 folder.parent.mkdir(exist_ok=True)
@@ -99,7 +101,10 @@ class Cgroup:
             return False
 
     def _controller(self, name: str) -> Path:
-        return next(folder for folder in self.folders if folder.parent.parent.name == name)
+        for folder in self.folders:
+            if folder.parent.parent.name == name:
+                return folder
+        raise FileNotFoundError(f"this machine has no {name} control groups")
 
     def _limit(self, limits: Limits) -> None:
         quota = limits.cpu_millis * _PERIOD_US // 1000
