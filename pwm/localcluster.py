@@ -74,6 +74,7 @@ class LocalCluster:
         self.etcd_version = ""
         self._say = say
         self._dir = settings.state_dir
+        self._node = settings.node or socket.gethostname()
         self._etcd = Child(self._etcd_program(etcd), say=say)
         self._controller = Child(self._controller_program(), say=say)
         self._agent = Child(self._agent_program(), say=say)
@@ -125,7 +126,7 @@ class LocalCluster:
                 f"--state-dir={self._dir / 'agent'}",
                 f"--cluster={_cluster_name(self._dir)}",
                 f"--docker-host={settings.docker_host}",
-                *([f"--node={settings.node}"] if settings.node else []),
+                f"--node={self._node}",
                 *(["--allow-process"] if settings.allow_process else []),
             ],
             log=self.log_dir / "agent.log",
@@ -167,27 +168,26 @@ class LocalCluster:
     def _controller_answers(self) -> bool:
         return _get(self.port, "/readyz") is not None and (self._dir / "admin-token").exists()
 
-    def _nodes(self) -> list[dict[str, Any]]:
-        answer = _get(self.port, "/v1/resources/Node", token=self.token) or {}
-        return [node for node in answer.get("items", []) if not self._is_strange(node)]
-
-    def _is_strange(self, node: dict[str, Any]) -> bool:
-        """Nodes of other machines may have joined this cluster; only ours is waited for."""
-        return bool(node.get("metadata", {}).get("name") != (self.settings.node or socket.gethostname()))
-
     def _node_is_ready(self) -> bool:
-        return any(node.get("status", {}).get("phase") == "READY" for node in self._nodes())
+        """READY, and connected to the controller that runs now: the phase alone may be from before."""
+        status = _get(self.port, "/v1/admin/status", token=self.token) or {}
+        here = {replica.get("id") for replica in status.get("replicas", []) if replica.get("answering")}
+        return any(
+            agent.get("node") == self._node and agent.get("phase") == "READY" and agent.get("replica") in here
+            for agent in status.get("agents", [])
+        )
 
     def _describe_node(self) -> str:
         from pwm.quantity import format_bytes
 
-        node = self._nodes()[0]
+        answer = _get(self.port, f"/v1/resources/Node/{self._node}", token=self.token) or {}
+        node = answer.get("resource", {})
         inventory = node.get("status", {}).get("inventory", {})
         parts = [f"{inventory.get('cpuCount', '?')} CPUs", format_bytes(int(inventory.get("memoryBytes", 0)))]
         if gpus := inventory.get("gpus"):
             parts.append(f"{len(gpus)} GPUs")
         parts += [f"{d.get('name')} {d.get('version', '')}".strip() for d in inventory.get("drivers", [])]
-        return f"node {node['metadata']['name']}: {', '.join(parts)}"
+        return f"node {self._node}: {', '.join(parts)}"
 
 
 @contextlib.contextmanager
