@@ -38,12 +38,15 @@ class PwmCluster:
     directory: Path
     docker_host: str
     environment: dict[str, str] = field(default_factory=dict)
+    fsync: bool = False
 
     def __post_init__(self) -> None:
         self.name = f"test-{secrets.token_hex(4)}"
         http, agents, client, peer = (free_port() for _ in range(4))
         self.http, self.agents = f"127.0.0.1:{http}", f"127.0.0.1:{agents}"
-        self.etcd = EtcdProcess(self.directory / "etcd", client_port=client, peer_port=peer, unsafe_no_fsync=True)
+        self.etcd = EtcdProcess(
+            self.directory / "etcd", client_port=client, peer_port=peer, unsafe_no_fsync=not self.fsync
+        )
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     # ---- processes

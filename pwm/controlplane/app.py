@@ -20,8 +20,8 @@ import structlog
 from google.protobuf.descriptor import ServiceDescriptor
 from prometheus_client import CollectorRegistry, Gauge
 
+from pwm import daemon_log
 from pwm.api.v1 import agent_pb2_grpc, services_pb2
-from pwm.controlplane import logs
 from pwm.controlplane.agentlink import AgentLink
 from pwm.controlplane.auth import Authenticator, Authorizer
 from pwm.controlplane.bootstrap import Bootstrap
@@ -71,6 +71,16 @@ PING_TIMEOUT_S = 2.0
 STOP_GRACE_S = 2.0
 # Agents send batches; a full set of assignments of a large node fits.
 GRPC_MESSAGE_BYTES = 64 << 20
+GRPC_OPTIONS = (
+    ("grpc.max_receive_message_length", GRPC_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", GRPC_MESSAGE_BYTES),
+    # Another process on the port is an error, not a rival for its connections.
+    ("grpc.so_reuseport", 0),
+    # Agents ping every 10 s to notice a replica that is gone; gRPC's default would hang up on them.
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
 
 
 class ControlPlane:
@@ -286,13 +296,7 @@ async def _serve(config: ControllerConfig, plane: ControlPlane, kv: EtcdKV) -> N
     await Bootstrap(view=plane.view, commands=plane.commands, clock=plane.clock).run(
         admin_token_file=config.admin_token_file, node_token_file=config.node_token_file
     )
-    server = grpc.aio.server(
-        options=[
-            ("grpc.max_receive_message_length", GRPC_MESSAGE_BYTES),
-            ("grpc.max_send_message_length", GRPC_MESSAGE_BYTES),
-            ("grpc.so_reuseport", 0),
-        ]
-    )
+    server = grpc.aio.server(options=GRPC_OPTIONS)
     agent_pb2_grpc.add_AgentServiceServicer_to_server(plane.dispatcher, server)
     gateway = Gateway(
         services=plane.services(),
@@ -333,7 +337,7 @@ def main(config: ControllerConfig) -> int:
     """`pwm controller`: runs until SIGTERM or SIGINT. Returns the exit code."""
     import uvloop
 
-    logs.configure(level=config.log_level, as_json=config.log_json)
+    daemon_log.configure(level=config.log_level, as_json=config.log_json)
 
     async def until_signal() -> None:
         stop = asyncio.Event()

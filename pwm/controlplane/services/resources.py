@@ -1,7 +1,9 @@
 """Apply, get, list, watch and delete, for every kind."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import grpc
@@ -28,6 +30,7 @@ MIN_REVISION_TIMEOUT_S = 5.0
 # Silence after which a watch shows that it is alive.
 WATCH_BEAT_S = 15.0
 
+_SEPARATORS = re.compile(r"[.-]")
 _TEXT_FORMATS = (api.TABLE, api.WIDE, api.NAME)
 Filter = Callable[[Any], bool]
 
@@ -270,6 +273,7 @@ def _uid(item: Any) -> str:
     return f"{item.uid}/{item.version}" if isinstance(item, ev.Event) else item.metadata.uid or item.metadata.name
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort key that puts a.2 before a.10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.replace("-", ".").split(".")]
+@lru_cache(maxsize=1 << 17)
+def _natural(name: str) -> tuple[str, ...]:
+    """Sort key that puts a.2 before a.10: numbers padded, so that they compare as text."""
+    return tuple(part.zfill(10) if part.isdigit() else part for part in _SEPARATORS.split(name))
