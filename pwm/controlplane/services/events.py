@@ -8,7 +8,6 @@ from pwm.api.v1 import services_pb2 as api
 from pwm.api.v1.common_pb2 import Actor, Reason
 from pwm.api.v1.events_pb2 import Event
 from pwm.api.v1.node_pb2 import NodeStatus
-from pwm.api.v1.resource_pb2 import Resource
 from pwm.api.v1.workload_pb2 import WorkloadStatus
 from pwm.controlplane.auth import Authorizer, Principal, canonical_kind
 from pwm.controlplane.context import CallContext
@@ -85,7 +84,7 @@ class EventService:
 
 
 def _answer(event: Event) -> api.ListEventsResponse:
-    return api.ListEventsResponse(event=Resource(event=event), text=line(event))
+    return api.ListEventsResponse(event=event, text=line(event))
 
 
 def line(event: Event) -> str:
