@@ -8,8 +8,9 @@ for a while counts. When the driver hangs, the last look stays and all GPUs are 
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Thread
 
 from pwm.api.v1.agent_pb2 import GPUUsage
 from pwm.api.v1.node_pb2 import GPUDevice
@@ -40,7 +41,6 @@ class GpuMonitor:
         self._foreign_after_s = foreign_after_s
         self._nvml = nvml or Nvml()
         self._proc = proc
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="nvml")
         self._pending: Future[Snapshot] | None = None
         self._last = Snapshot()
         self._last_at = float("-inf")
@@ -61,26 +61,35 @@ class GpuMonitor:
         return list((await self._look()).usage)
 
     def close(self) -> None:
-        # A hung driver must not keep the agent from ending.
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """Lets go of the driver, unless it is hanging."""
+        if self._pending is None:
+            self._nvml.close()
 
     async def _look(self) -> Snapshot:
         if time.monotonic() - self._last_at < _FRESH_S:
             return self._last
         if self._pending is None:
-            self._pending = self._thread.submit(self._look_in_thread)
+            self._pending = Future()
+            # Not of a pool, which Python waits for at its end: a driver that hangs must not keep the agent alive.
+            Thread(target=self._answer, args=(self._pending,), name="nvml", daemon=True).start()
+        pending = self._pending
         try:
             async with asyncio.timeout(_LOOK_S):
                 # Shielded: a look that takes too long goes on, and the next asks for the same one.
-                self._last = await asyncio.shield(asyncio.wrap_future(self._pending))
+                self._last = await asyncio.shield(asyncio.wrap_future(pending))
+            self._last_at = time.monotonic()
         except TimeoutError:
-            for device in self._last.devices:
-                device.healthy = False
-                device.message = f"The NVIDIA driver has not answered for {_LOOK_S:.0f} s"
-            return self._last
-        self._pending = None
-        self._last_at = time.monotonic()
+            self._last = _without_answer(self._last)
+        finally:
+            if pending.done() and self._pending is pending:
+                self._pending = None
         return self._last
+
+    def _answer(self, pending: "Future[Snapshot]") -> None:
+        try:
+            pending.set_result(self._look_in_thread())
+        except Exception as error:
+            pending.set_exception(error)
 
     def _look_in_thread(self) -> Snapshot:
         snapshot = self._nvml.look()
@@ -120,3 +129,15 @@ class GpuMonitor:
                     return uid
             pid = int(status.rpartition(")")[2].split()[1])
         return ""
+
+
+def _without_answer(last: Snapshot) -> Snapshot:
+    """A copy, since others hold the devices of the last look."""
+    devices = []
+    for known in last.devices:
+        device = GPUDevice()
+        device.CopyFrom(known)
+        device.healthy = False
+        device.message = f"The NVIDIA driver has not answered for {_LOOK_S:.0f} s"
+        devices.append(device)
+    return Snapshot(last.driver_version, devices, last.usage)

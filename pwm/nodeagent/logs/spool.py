@@ -222,7 +222,10 @@ class Spool:
                 continue
             size = min(log.stat().st_size, min(after, self._end) - start)
             os.truncate(log, size)
-            segments.append(Segment(start, size, _cut_index(index, start + size)))
+            # The index of an earlier segment is whole too, and reading it would only take time.
+            whole = start + size == after < self._end and index.exists()
+            runs = index.stat().st_size // RUN_DTYPE.itemsize if whole else _cut_index(index, start + size)
+            segments.append(Segment(start, size, runs))
             if start + size < min(after, self._end):
                 self._flags |= _CUT
                 self._end = start + size

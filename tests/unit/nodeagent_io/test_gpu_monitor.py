@@ -1,6 +1,5 @@
 """GPUs through the agent's eyes, with a fake NVML underneath."""
 
-import asyncio
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,21 +148,38 @@ async def test_a_gpu_that_a_foreign_process_uses_is_unhealthy_once_it_stays(fake
 async def test_a_driver_that_hangs_makes_gpus_unhealthy_and_holds_up_nobody(
     fake_gpus: FakeGpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pwm.nodeagent.gpu.monitor._LOOK_S", 0.05)
     monkeypatch.setattr("pwm.nodeagent.gpu.monitor._FRESH_S", 0.0)
     monitor = GpuMonitor(dict)
     try:
-        monkeypatch.setattr("pwm.nodeagent.gpu.monitor._LOOK_S", 10.0)
-        assert [device.healthy for device in await monitor.devices()] == [True, True]
+        before = await monitor.devices()
+        assert [device.healthy for device in before] == [True, True]
         monkeypatch.setattr("pwm.nodeagent.gpu.monitor._LOOK_S", 0.05)
         fake_gpus.set("hang_ms 300")
         devices = await monitor.devices()
         assert [device.healthy for device in devices] == [False, False]
         assert "has not answered" in devices[0].message
+        assert devices != before, "whoever compares with an earlier answer must see the difference"
         fake_gpus.set()
-        # The look that hangs is asked for again until it is over; then comes a fresh one.
-        async with asyncio.timeout(10):
-            while not all(device.healthy for device in await monitor.devices()):
-                continue
+        monkeypatch.setattr("pwm.nodeagent.gpu.monitor._LOOK_S", 10.0)
+        # First comes the answer of the look that was hanging, then that of a new one.
+        await monitor.devices()
+        assert [device.healthy for device in await monitor.devices()] == [True, True]
+    finally:
+        monitor.close()
+
+
+async def test_a_look_that_fails_is_an_error_once_and_not_for_ever(fake_gpus: FakeGpus) -> None:
+    answers: list[dict[str, str]] = [{}]
+
+    def containers() -> dict[str, str]:
+        return answers.pop()
+
+    monitor = GpuMonitor(containers)
+    try:
+        answers.clear()
+        with pytest.raises(IndexError):
+            await monitor.devices()
+        answers.append({})
+        assert len(await monitor.devices()) == 2
     finally:
         monitor.close()
