@@ -10,19 +10,24 @@ agent that is killed, only without the goodbyes.
 """
 
 import asyncio
+import fcntl
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import structlog
 
+from pwm import daemon_log
 from pwm.api.v1.agent_pb2 import ContainerUsage, NodeUsage
 from pwm.api.v1.node_pb2 import GPUDevice, Inventory
-from pwm.nodeagent.config import DAY_S, AgentConfig
+from pwm.nodeagent.config import DAY_S, AgentConfig, ConfigError
 from pwm.nodeagent.drivers.docker import DockerDriver
 from pwm.nodeagent.drivers.driver import Driver
 from pwm.nodeagent.drivers.process import ProcessDriver
 from pwm.nodeagent.gpu.monitor import GpuMonitor
+from pwm.nodeagent.health import Health
 from pwm.nodeagent.inventory import machine
 from pwm.nodeagent.journal import Journal
 from pwm.nodeagent.logs.store import LogStore
@@ -74,11 +79,13 @@ class Agent:
             dial=dial,
         )
 
+        self._health = Health(supervisor=self.supervisor, sessions=self.sessions, journal=self._journal)
+
     async def run(self) -> None:
         """Until cancelled."""
         log.info("agent starts", node=self._config.node, servers=list(self._config.servers))
         try:
-            async with asyncio.TaskGroup() as tasks:
+            async with self._health.serving(self._config.health_address), asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._logs.run())
                 async with self.supervisor.running():
                     await self.sessions.run()
@@ -130,7 +137,6 @@ async def run(config: AgentConfig) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    _make_private(config.state_dir)
     agent = Agent(config, drivers=drivers_of(config))
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(agent.run())
@@ -141,13 +147,30 @@ async def run(config: AgentConfig) -> None:
 
 
 def main(config: AgentConfig) -> int:
-    """Run an agent in this process; the exit code."""
+    """Run an agent in this process; the exit code. Raises ConfigError for what cannot work."""
     import uvloop
 
-    uvloop.run(run(config))
+    daemon_log.configure(level=config.log_level, as_json=config.log_json)
+    with _only_agent(config.state_dir):
+        try:
+            uvloop.run(run(config))
+        except* ConfigError as group:
+            raise group.exceptions[0] from None
     return 0
 
 
-def _make_private(folder: Path) -> None:
-    """What containers print is nobody else's business."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+@contextmanager
+def _only_agent(state_dir: Path) -> Iterator[None]:
+    """Two agents with one journal would each undo what the other does."""
+    try:
+        # Private: what containers print is nobody else's business.
+        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = (state_dir / "lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"The state folder {state_dir} cannot be used: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"Another agent already runs with the state folder {state_dir}") from error
+        yield

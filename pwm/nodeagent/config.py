@@ -41,6 +41,9 @@ class AgentConfig:
     log_keep_days: int = 7
     # HOST:PORT for /healthz, /readyz and /metrics; empty: none.
     health_address: str = ""
+    # debug, info, warning or error; as JSON for machines.
+    log_level: str = "info"
+    log_json: bool = False
 
     def __post_init__(self) -> None:
         if not self.servers:

@@ -340,8 +340,9 @@ class Container:
         self._report(
             P.EXITED,
             reason=endings.reason(ended, record.assignment.spec, stop=self._stop_reason() if stopped else None),
-            # The engine's own time, where it has one: the agent's is that of the answer to `start`.
-            started_at_ns=ended.started_at_ns or self._started_at_ns,
+            # The engine's own time, where it has one: the agent's is that of the answer to `start`. Both may be
+            # noted only after a very short command has already ended.
+            started_at_ns=min(ended.started_at_ns or self._started_at_ns, ended.finished_at_ns),
             finished_at_ns=ended.finished_at_ns,
             exit_code=ended.exit_code,
             oom_killed=ended.oom_killed,

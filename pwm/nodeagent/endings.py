@@ -21,10 +21,8 @@ def reason(ended: Ended, spec: ContainerSpec, *, stop: Reason | None) -> Reason:
         return stop
     if ended.oom_killed:
         limit = spec.resources.memory_bytes
-        message = (
-            f"It used more memory than its limit of {format_bytes(limit)}" if limit else "The node ran out of memory"
-        )
-        return Reason(code=Reason.MEMORY_LIMIT, message=f"{message} and was killed")
+        why = f"it used more memory than its limit of {format_bytes(limit)}" if limit else "the node ran out of memory"
+        return Reason(code=Reason.MEMORY_LIMIT, message=f"The command was killed because {why}")
     if ended.exit_code == 0:
         return Reason(code=Reason.COMPLETED, message="The command ended")
     remark = f"; {ended.message}" if ended.message else ""

@@ -13,6 +13,7 @@ thousand agents don't come back in the same instant.
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
@@ -32,6 +33,8 @@ BACKOFF_MAX_S = 5.0
 # A replica that takes a connection and then says nothing is left for the next.
 WELCOME_TIMEOUT_S = 10.0
 DEFAULT_HEARTBEAT_S = 5.0
+# A heartbeat says that the agent lives: it does not wait for a GPU driver that hangs, and repeats the last usage.
+SAMPLE_TIMEOUT_S = 2.0
 # So that the heartbeats of many nodes spread out.
 HEARTBEAT_JITTER = 0.1
 # One message carries a full set of assignments: 2,000 containers with long environments are megabytes.
@@ -232,16 +235,17 @@ class _Session:
             await self._write(SessionRequest(reports=reports))
 
     async def _send_heartbeats(self) -> None:
+        usage = NodeUsage()
         while True:
-            usage = await self._callbacks.sample()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SAMPLE_TIMEOUT_S):
+                    usage = await self._callbacks.sample()
             await self._write(SessionRequest(heartbeat=Heartbeat(usage=usage)))
             jitter = random.uniform(1 - HEARTBEAT_JITTER, 1 + HEARTBEAT_JITTER)
             self._heartbeat_changed.clear()
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(self._heartbeat_s * jitter):
                     await self._heartbeat_changed.wait()
-            except TimeoutError:
-                pass
 
     async def _send_inventory(self) -> None:
         while True:

@@ -409,13 +409,14 @@ class RunningAgent:
     def state_dir(self) -> Path:
         return self._folder / "state"
 
-    async def start(self, *, connected: bool = True, servers: tuple[str, ...] = ()) -> None:
+    async def start(self, *, connected: bool = True, servers: tuple[str, ...] = (), health: str = "") -> None:
         config = AgentConfig(
             servers=servers or (self._controller.address,),
             token=TOKEN,
             node="n1",
             labels={"rack": "r1"},
             state_dir=self.state_dir,
+            health_address=health,
         )
         before = self._controller.sessions
         self.agent = Agent(config, drivers=[self._driver])
