@@ -130,10 +130,12 @@ class Relays:
         session = await driver.exec(request.container_uid, request)
         try:
             async with asyncio.TaskGroup() as tasks:
-                pump = tasks.create_task(_pump_input(call, session))
+                tasks.create_task(_pump_input(call, session))
                 async for chunk in session.output():
                     await call.write(RelayRequest(exec=chunk))
-                pump.cancel()
+                # The pump ends with the call. Cancelling its read would cancel the call, and with it what has
+                # been written and not yet been sent: the exit code.
+                await call.done_writing()
         except* (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
             log.debug("shell abandoned", container=request.container_uid)
         finally:
