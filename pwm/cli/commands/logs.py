@@ -49,7 +49,8 @@ def logs(
         "container": target.container,
     }
     if not follow:
-        stream_logs(invocation, target, query=query)
+        if not stream_logs(invocation, target, query=query):
+            _say_why_nothing_came(invocation, target)
         return exit_codes.DONE
     workload = wait_until_begun(invocation, target)
     count = int(workload.get("spec", {}).get("replica", {}).get("count", 1))
@@ -60,8 +61,8 @@ def logs(
     return exit_codes.DONE
 
 
-def stream_logs(invocation: Invocation, target: Target, *, query: dict[str, Any]) -> None:
-    """Copies the log to standard output and error until it ends."""
+def stream_logs(invocation: Invocation, target: Target, *, query: dict[str, Any]) -> bool:
+    """Copies the log to standard output and error until it ends; whether anything came."""
     from pwm.cli.streams import Follower, Output
 
     invocation.out.flush()
@@ -84,6 +85,17 @@ def stream_logs(invocation: Invocation, target: Target, *, query: dict[str, Any]
         note=invocation.note,
     )
     follower.run()
+    return bool(follower.containers)
+
+
+def _say_why_nothing_came(invocation: Invocation, target: Target) -> None:
+    """An empty answer looks like a mistake, unless the reason is a container that failed or has not begun."""
+    from pwm.cli.workload_status import WAITING, in_words, phase_of
+
+    query = {"group": target.group} if target.group else None
+    workload = invocation.client.call("GET", target.resource_path, query=query)["resource"]
+    if phase_of(workload) in WAITING | {"CRASHED"}:
+        invocation.note(f"{target.name} has not printed anything: {in_words(workload)}")
 
 
 def continued(query: dict[str, Any], cursor: dict[str, Any]) -> dict[str, Any]:

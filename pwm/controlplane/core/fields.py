@@ -76,7 +76,7 @@ def scalar_text(item: Item, findings: Findings) -> str | None:
     if isinstance(value, int | float):
         findings.refuse(item.path, f"{item.path} is a number that would lose digits", "write it in quotes")
         return None
-    findings.refuse(item.path, f"{item.path} must be text, not {shown(value)}")
+    findings.refuse(item.path, f"{item.path} must be text, not {shown(value)}", "write one value")
     return None
 
 
@@ -103,11 +103,12 @@ name = matching(
     NAME,
     rule="a name is made of letters, digits, '-', '_' and '.', starts and ends with a letter or digit, "
     f"and has at most {MAX_NAME_CHARS} characters",
+    next_step="choose a name such as train-1",
 )
 image = matching(
     IMAGE, rule="that is no image reference", next_step="write repository/name:tag in lower case, such as ubuntu:24.04"
 )
-registry = matching(REGISTRY, rule="a registry is a host name, with :port where it needs one")
+registry = matching(REGISTRY, rule="a registry is a host name", next_step="write it as registry.example.org:5000")
 repository = matching(REPOSITORY, rule="a repository is a path in lower case, such as team/project")
 host_name = matching(HOST_NAME, rule="a host name is made of letters, digits and '-', with '.' between its parts")
 
@@ -117,7 +118,8 @@ def group_name(item: Item, findings: Findings) -> str | None:
     if not value or value == SHARED_GROUP or GROUP_NAME.fullmatch(value):
         return value
     rule = "is made of letters, digits, '-' and '_', starts and ends with a letter or digit"
-    findings.refuse(item.path, f"{item.path} is {shown(value)}, but the name of a group {rule}")
+    said = f"{item.path} is {shown(value)}, but the name of a group {rule}"
+    findings.refuse(item.path, said, "choose a name such as team-1")
     return None
 
 
@@ -196,15 +198,19 @@ def whole(minimum: int, maximum: int, *, why: str = "") -> Reader:
         if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}", value):
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int):
-            findings.refuse(item.path, f"{item.path} must be a whole number, not {shown(value)}")
+            findings.refuse(
+                item.path, f"{item.path} must be a whole number, not {shown(value)}", f"write {max(minimum, 1)}"
+            )
             return None
         if value < minimum:
             wanted = "must not be negative" if minimum == 0 else f"must be at least {minimum}"
-            findings.refuse(item.path, f"{item.path} is {shown_number(value)}, but {wanted}")
+            findings.refuse(
+                item.path, f"{item.path} is {shown_number(value)}, but {wanted}", f"write {minimum} or more"
+            )
             return None
         if value > maximum:
             said = f"{item.path} is {shown_number(value)}, but may be at most {maximum:,}"
-            findings.refuse(item.path, said, why)
+            findings.refuse(item.path, said, why or f"write {maximum} or less")
             return None
         return value
 
@@ -220,7 +226,7 @@ def amount(item: Item, findings: Findings) -> float | None:
         except ValueError:
             value = item.value
     if isinstance(value, bool) or not isinstance(value, int | float):
-        findings.refuse(item.path, f"{item.path} must be a number, not {shown(value)}")
+        findings.refuse(item.path, f"{item.path} must be a number, not {shown(value)}", "write 0.5")
         return None
     if not 0 <= value <= MAX_EXACT_INT:
         findings.refuse(item.path, f"{item.path} is {shown_number(value)}, but must not be negative or huge")
@@ -299,7 +305,7 @@ def flag(item: Item, findings: Findings) -> bool | None:
         return item.value
     if isinstance(item.value, str) and item.value.lower() in ("true", "false"):
         return item.value.lower() == "true"
-    findings.refuse(item.path, f"{item.path} must be true or false, not {shown(item.value)}")
+    findings.refuse(item.path, f"{item.path} must be true or false, not {shown(item.value)}", "write true or false")
     return None
 
 

@@ -14,6 +14,7 @@ import grpc
 from google.protobuf import json_format
 from google.protobuf.struct_pb2 import Struct
 
+from pwm.api.v1.common_pb2 import Reason
 from pwm.api.v1.services_pb2 import ApplyRequest, ApplyResponse, ApplyResult, Problem
 from pwm.api.v1.workload_pb2 import Workload
 from pwm.controlplane.auth import Authorizer, Principal
@@ -22,12 +23,21 @@ from pwm.controlplane.commands import Commands, NameInUse
 from pwm.controlplane.core.decide import Change, Refusal, apply_resource, apply_workload
 from pwm.controlplane.core.manifest import Parsed, Refused, parse_document
 from pwm.controlplane.core.scheduling.cluster import Cluster
+from pwm.controlplane.core.scheduling.explain import explain
 from pwm.controlplane.core.scheduling.plan import plan
 from pwm.controlplane.core.scheduling.queue import Waiting
 from pwm.controlplane.errors import ApiError
 from pwm.controlplane.view import View
 
 Outcome = ApplyResult.Outcome
+# Where a document asks for what no node has.
+_ASKED_IN = {
+    Reason.EMPTY_NODE_SELECTOR: "spec.selectors.node",
+    Reason.EMPTY_LABEL_SELECTOR: "spec.selectors.label",
+    Reason.EMPTY_GPU_SELECTOR: "spec.selectors.gpu",
+    Reason.EMPTY_CPU_SELECTOR: "spec.selectors.cpu",
+    Reason.NO_MEMORY_FREE: "spec.config.memory",
+}
 
 
 class Applier:
@@ -52,6 +62,9 @@ class Applier:
             assert together is not None
             results += [result for result, _ in outcomes]
             revision = max(revision, *(r for _, r in outcomes))
+        for document, result in zip(parsed, results, strict=True):
+            if isinstance(document, Parsed) and result.outcome in (ApplyResult.CREATED, ApplyResult.CONFIGURED):
+                self._warn_in_vain(document, result)
         return ApplyResponse(results=results, revision=revision)
 
     def _parse(self, document: Struct, group: str) -> Parsed | ApplyResult:
@@ -87,7 +100,8 @@ class Applier:
             _refuse(result, error.message, error.code, error.problems)
         except Refusal as error:
             code = grpc.StatusCode.ABORTED if error.conflict else grpc.StatusCode.FAILED_PRECONDITION
-            _refuse(result, str(error), code, (Problem(message=str(error), next_step=error.next_step),))
+            problem = Problem(field="metadata.name", message=str(error), next_step=error.next_step)
+            _refuse(result, str(error), code, (problem,))
         except NameInUse as error:
             problem = Problem(
                 field="metadata.name",
@@ -135,6 +149,24 @@ class Applier:
             self._predict(parsed, result)
             return 0
         return (await self._commands.run(decide, actor=principal.actor)).revision
+
+    def _warn_in_vain(self, parsed: Parsed, result: ApplyResult) -> None:
+        """Say at once when a workload waits for something that no node has: a node may join, but a typo is likelier."""
+        if not isinstance(parsed.message, Workload):
+            return
+        explanation = explain(self._cluster, parsed.message)
+        field = _ASKED_IN.get(explanation.reason.code)
+        if explanation.possible or field is None:
+            return
+        change = next(iter(explanation.changes), None)
+        if change is not None and change.fields:
+            field = f"spec.{change.fields[0][0]}"
+        more = f"pwm why wk {parsed.message.metadata.name} says more"
+        result.warnings.add(
+            field=field,
+            message=f"it cannot start on the nodes there are: {explanation.reason.message}",
+            next_step=f"{change.text}; {more}" if change is not None else more,
+        )
 
     def _predict(self, parsed: Parsed, result: ApplyResult) -> None:
         if not isinstance(parsed.message, Workload) or result.outcome == ApplyResult.UNCHANGED:

@@ -120,7 +120,7 @@ class LogReader:
 
     async def _container(self, container: Container, question: ReadLogs) -> AsyncGenerator[api.LogsResponse, None]:
         name, node = container.metadata.name, container.spec.node
-        while True:
+        while not self._never_created(container):
             try:
                 async with self._agents.open(node, OpenStream(logs=question)) as stream:
                     async for frame in stream:
@@ -132,6 +132,8 @@ class LogReader:
                 return
             except AgentRefused as error:
                 if error.code != RelayError.UNAVAILABLE:
+                    if self._never_created(container):
+                        return
                     raise not_found(f"the output of {name} is not kept any more on node {node} ({error})") from error
                 if not question.follow:
                     raise unavailable(f"the output of {name} cannot be read now: {error}") from error
@@ -144,6 +146,11 @@ class LogReader:
             if self._view.get("Container", container.metadata.uid) is None:
                 return
             await asyncio.sleep(RETRY_DELAY_S)
+
+    def _never_created(self, container: Container) -> bool:
+        """It failed before there was anything that could print, such as for want of its image."""
+        now: Container = self._view.get("Container", container.metadata.uid) or container
+        return now.status.phase in lifecycle.ENDED and not now.status.runtime_id
 
     async def _next(self, workload_uid: str, replica: int, *, after: int) -> Container | None:
         """The replica's next container after attempt `after`; None when there will be none."""

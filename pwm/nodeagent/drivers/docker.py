@@ -193,18 +193,37 @@ class DockerDriver:
         return runtime_id
 
     async def _existing(self, assignment: Assignment, name: str) -> str:
-        """The container that has the name already, if it is this very one: an earlier answer was lost."""
+        """The container that has the name already, if it is this very one: an earlier answer was lost.
+
+        One of a deleted workload of the same name is on its way out: EngineUnreachable until it is gone.
+        """
         try:
             found = await self._api.get(f"/containers/{name}/json")
         except ApiError as error:
+            if error.status == 404:
+                raise EngineUnreachable(f"The name {name} has just become free") from error
             raise create_error(assignment.spec.image, error) from error
         labels = found["Config"]["Labels"] or {}
-        if labels.get("pwm.uid") != assignment.uid or labels.get("pwm.cluster") != self._cluster:
+        ours = labels.get("pwm.cluster") == self._cluster and labels.get("pwm.node") == self._node
+        if ours and (uid := labels.get("pwm.uid", "")) != assignment.uid:
+            await self._hasten(uid, found)
+            raise EngineUnreachable(f"The container that was called {name} before is still being removed")
+        if not ours:
             raise DriverError(
                 Reason.ERROR_CREATING_CONTAINER,
                 f"Another container on this node is called {name}; rename or remove it there",
             )
         return str(found["Id"])
+
+    async def _hasten(self, uid: str, found: dict[str, Any]) -> None:
+        """Remove a container that has ended and that nobody here knows; who is known is removed by its own task."""
+        if uid in self._known or found["State"]["Running"]:
+            return
+        try:
+            await self._api.delete(f"/containers/{found['Id']}", {"force": "1", "v": "1"})
+        except ApiError as error:
+            if error.status not in (404, 409):
+                raise EngineUnreachable(f"Docker could not remove the container: {error.message}") from error
 
     def _remember(self, uid: str, runtime_id: str, image: str) -> _Known:
         known = self._known.get(uid)
