@@ -56,8 +56,8 @@ def logs(
     count = int(workload.get("spec", {}).get("replica", {}).get("count", 1))
     if target.replica is None and 1 < count <= STREAMS_AT_ONCE:
         _follow_replicas(invocation, target, query={**query, "follow": True}, count=count)
-    else:
-        stream_logs(invocation, target, query={**query, "follow": True})
+    elif not stream_logs(invocation, target, query={**query, "follow": True}):
+        _say_why_nothing_came(invocation, target)
     return exit_codes.DONE
 
 
