@@ -88,6 +88,8 @@ class Agent:
             async with self._health.serving(self._config.health_address), asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._logs.run())
                 async with self.supervisor.running():
+                    # So that the first hello says what there is.
+                    await self.supervisor.engines_asked()
                     await self.sessions.run()
         finally:
             for driver in self._drivers:

@@ -29,6 +29,8 @@ class Engine:
         # By uid, from its listing; taken out when a container's task begins.
         self.adopted: dict[str, Adopted] = {}
         self.listed = False
+        # It was asked at least once.
+        self.asked = asyncio.Event()
         self._ready = asyncio.Event()
         self._doubted = asyncio.Event()
 
@@ -60,6 +62,7 @@ class Engine:
                 self._ready.set()
             else:
                 self._ready.clear()
+            self.asked.set()
             await self._pause(PROBE_READY_S if info.ready else PROBE_AWAY_S)
 
     async def _pause(self, seconds: float) -> None:

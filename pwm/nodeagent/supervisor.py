@@ -10,7 +10,7 @@ away would look like one that has nothing.
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import structlog
 
@@ -28,6 +28,8 @@ log = structlog.get_logger(__name__)
 
 # Starting containers is the engine's work; its rate peaks at four per core, more only wait longer.
 STARTS_PER_CORE = 4
+# An agent whose engine hangs joins without it.
+FIRST_ANSWERS_S = 3.0
 
 
 class Supervisor:
@@ -155,6 +157,13 @@ class Supervisor:
             container.changed.set()
 
     # -- questions
+
+    async def engines_asked(self) -> None:
+        """Wait until every engine was asked how it is, and had the time to answer."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_ANSWERS_S):
+                for engine in self._engines.values():
+                    await engine.asked.wait()
 
     def drivers(self) -> list[DriverInfo]:
         return [engine.info for engine in self._engines.values()]

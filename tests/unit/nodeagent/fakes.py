@@ -270,6 +270,8 @@ class FakeController(agent_pb2_grpc.AgentServiceServicer):
         self.usages: list[Any] = []
         self.received: list[Report] = []
         self.sessions = 0
+        # The newest session has its full set.
+        self.connected = False
         self._set = 0
         self._call: Any = None
         self._writing = asyncio.Lock()
@@ -290,6 +292,7 @@ class FakeController(agent_pb2_grpc.AgentServiceServicer):
     async def Session(self, request_iterator: Any, context: Any) -> None:
         assert ("authorization", f"Bearer {TOKEN}") in tuple(context.invocation_metadata())
         hello = (await context.read()).hello
+        self.connected = False
         self.hellos.append(hello)
         self.epoch = self.next_epoch if self.next_epoch is not None else self.epoch + 1
         self.next_epoch = None
@@ -301,6 +304,7 @@ class FakeController(agent_pb2_grpc.AgentServiceServicer):
             SessionResponse(assignments=Assignments(full=True, results_in=1, set=list(self.wanted.values())))
         )
         self._call = context
+        self.connected = True
         self.sessions += 1
         while (message := await context.read()) is not grpc.aio.EOF:
             match message.WhichOneof("message"):

@@ -352,6 +352,7 @@ async def test_hello_tells_who_and_what_the_node_is(agent: RunningAgent, control
     assert hello.inventory.cpu_count == os.cpu_count()
     assert hello.inventory.memory_bytes > 0
     assert hello.inventory.boot_id
+    assert [(d.name, d.ready) for d in hello.inventory.drivers] == [("pwm.fake", True)]
 
 
 async def test_heartbeats_carry_usage_at_the_configured_interval(
@@ -403,11 +404,10 @@ async def test_an_older_epoch_is_not_obeyed(
     controller.next_epoch = controller.epoch
     # A gap makes it dial again: first it meets the old epoch with other wishes, then a new one.
     held = controller.epoch
-    sessions = controller.sessions
     await controller.say(SessionResponse(assignments=Assignments(applies_to=99, results_in=100)))
-    await until(lambda: controller.sessions > sessions)
+    await until(lambda: controller.next_epoch is None)
     controller.wanted = {"a": order("a")}
-    await until(lambda: controller.epoch > held)
+    await until(lambda: controller.epoch > held and controller.connected)
     await controller.want(order("b"))
     await controller.reported("b", "RUNNING")
     assert driver.count("create", "stale") == 0
