@@ -57,13 +57,11 @@ def parse_duration(text: str) -> int:
 
 def format_bytes(value: int) -> str:
     """Shortest exact or one-decimal form with binary units: 34359738368 -> 32GiB."""
-    amount = float(value)
-    for unit in ("B", "KiB", "MiB", "GiB"):
+    amount, unit = float(value), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
         if abs(amount) < KIB:
             break
-        amount /= KIB
-    else:
-        unit = "TiB"
+        amount, unit = amount / KIB, larger
     return f"{amount:.0f}{unit}" if amount == int(amount) or unit == "B" else f"{amount:.1f}{unit}"
 
 

@@ -9,8 +9,8 @@ file:line:column. Positions are found by reading the document again, only when s
 
 from __future__ import annotations
 
-import re
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
