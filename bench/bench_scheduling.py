@@ -1,9 +1,9 @@
 """How fast the scheduler plans. Run: `python bench/bench_scheduling.py [--json FILE]`.
 
-Pure computation on one core, measured in processor time: no log, no network. Shown are placements a second on a large cluster with a long queue
-(three families of it), the time to place one workload on a small cluster, which every `apply` waits for, and
-the time to explain a queue of 2,000. Each figure is the median of several rounds, with the fastest and the
-slowest beside it.
+Pure computation on one core, measured in processor time: no log, no network. Shown are placements a second
+on a large cluster with a long queue (three families of it), the time to place one workload on a small
+cluster, which every `apply` waits for, and the time to explain a queue of 2,000. Each figure is the median of
+several rounds, with the fastest and the slowest beside it.
 """
 
 import argparse
