@@ -54,6 +54,8 @@ AGENT_SETTINGS = (
     Setting("log_total_bytes", "Most that is kept of all output.", metavar="SIZE", convert=size),
     Setting("log_keep_days", "Days that output is kept after the end.", metavar="N", convert=int),
     Setting("health", "Address for health checks and metrics.", metavar="HOST:PORT", convert=host_and_port),
+    _LOG_LEVEL,
+    _LOG_FORMAT,
 )  # fmt: skip
 
 
@@ -79,6 +81,8 @@ def agent(invocation: Invocation, **given: Any) -> int:
     values = read_settings(AGENT_SETTINGS, given)
     values["servers"] = values.pop("controllers", ("127.0.0.1:4701",))
     values["token"] = _node_token(values.pop("node_token_file", None))
+    if "log_format" in values:
+        values["log_json"] = values.pop("log_format") == "json"
     for name, field in (("node_zone", "zone"), ("health", "health_address"), ("label", "labels")):
         if name in values:
             values[field] = dict(values.pop(name)) if name == "label" else values.pop(name)

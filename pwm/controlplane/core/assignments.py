@@ -18,4 +18,5 @@ def assignment(container: Container) -> Assignment | None:
         spec=container.spec,
         desired=Assignment.STOP if stopping else Assignment.RUN,
         reason=status.stop_requested if stopping else None,
+        started=status.HasField("started_at"),
     )
