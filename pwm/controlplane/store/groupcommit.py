@@ -36,9 +36,6 @@ PAUSE_S = 0.05
 IN_FLIGHT = 2
 """Transactions on their way at once: while etcd writes one, the next one is made here."""
 
-SMALL_GROUP = 16
-"""Up to this many wait for one transaction rather than for a share of several."""
-
 ASK_AT_ONCE = 4
 """Groups up to this size carry along the reads that explain a failure. In a larger one they would cost every
 transaction a tenth of its size; there a failed one is sent once more, asking."""
@@ -82,8 +79,8 @@ class GroupCommit:
 
     def _depart(self) -> None:
         self._departure_planned = False
-        while self._waiting and (slots := IN_FLIGHT - len(self._on_their_way)) > 0:
-            group = self._take_group(max(len(self._waiting) // slots, SMALL_GROUP))
+        while self._waiting and len(self._on_their_way) < IN_FLIGHT:
+            group = self._take_group()
             if not group:
                 return
             task = asyncio.get_running_loop().create_task(self._commit(group))
@@ -98,12 +95,16 @@ class GroupCommit:
             task.result()  # every outcome went to the commits: an exception here is a mistake, so let it be heard
         self._depart()
 
-    def _take_group(self, at_most: int) -> list[Prepared]:
-        """The longest-waiting commit and others that fit beside it, in their order."""
+    def _take_group(self) -> list[Prepared]:
+        """The longest-waiting commit and all others that fit beside it, in their order.
+
+        As many as fit: a transaction costs etcd about a millisecond before its first operation, so that two of
+        half the size are slower than one, even side by side.
+        """
         group: list[Prepared] = []
         room = _Room()
         left: deque[Prepared] = deque()
-        while self._waiting and len(group) < at_most:
+        while self._waiting:
             prepared = self._waiting.popleft()
             if prepared.answer.done():  # its caller has given up
                 continue
