@@ -20,7 +20,7 @@ from pwm.api.v1.workload_pb2 import Workload
 from pwm.controlplane.auth import Authorizer, Principal
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import Commands, NameInUse
-from pwm.controlplane.core.decide import Change, Refusal, apply_resource, apply_workload
+from pwm.controlplane.core.decide import Change, Refusal, apply_resource, apply_workload, replica_count
 from pwm.controlplane.core.manifest import Parsed, Refused, parse_document
 from pwm.controlplane.core.scheduling.cluster import Cluster
 from pwm.controlplane.core.scheduling.explain import explain
@@ -172,13 +172,29 @@ class Applier:
         if not isinstance(parsed.message, Workload) or result.outcome == ApplyResult.UNCHANGED:
             return
         now_ms = self._clock.now_ms()
-        waiting = Waiting(workload=parsed.message, replica=0, attempt=1, since_ms=now_ms)
-        planned = plan(self._cluster, [waiting], now_ms=now_ms, seed=0)
-        if planned.placements:
-            result.prediction = f"would start now on node {planned.placements[0].node}"
+        workload = parsed.message
+        replicas = range(replica_count(workload.spec))
+        waiting = [Waiting(workload=workload, replica=replica, attempt=1, since_ms=now_ms) for replica in replicas]
+        planned = plan(self._cluster, waiting, now_ms=now_ms, seed=0)
+        nodes = sorted({placement.node for placement in planned.placements})
+        if not waiting:
+            result.prediction = "would have no replica"
+        elif len(planned.placements) == len(waiting):
+            result.prediction = f"would start now on {_few(nodes)}"
         else:
-            explanation = next(iter(planned.refusals.values()))
-            result.prediction = f"would wait: {explanation.reason.message}"
+            reason = next(iter(planned.refusals.values())).reason.message
+            started = len(planned.placements)
+            some = f"{started} of {len(waiting)} would start now on {_few(nodes)}, the others " if started else ""
+            result.prediction = f"{some}would wait: {reason}"
+
+
+def _few(nodes: Sequence[str]) -> str:
+    named = ", ".join(nodes[:3])
+    return (
+        f"node {named}"
+        if len(nodes) == 1
+        else f"nodes {named}" + (f" and {len(nodes) - 3} more" if len(nodes) > 3 else "")
+    )
 
 
 def _batches(parsed: Sequence[Parsed | ApplyResult]) -> list[tuple[int, Parsed | ApplyResult]]:
