@@ -108,6 +108,15 @@ class PwmCluster:
         process.terminate()
         process.wait(timeout=20)
 
+    def mend(self) -> None:
+        """Start whatever does not run, so that the next test finds a whole cluster."""
+        if not self.etcd.pid:
+            self.etcd.start()
+        if "controller" not in self._processes:
+            self.start_controller()
+        if "agent" not in self._processes:
+            self.start_agent()
+
     def close(self) -> None:
         for part in list(self._processes):
             self.kill(part)

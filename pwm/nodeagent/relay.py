@@ -70,6 +70,7 @@ class Relays:
             await call.write(RelayRequest(stream_id=request.stream_id))
             try:
                 await self._answer(call, request)
+                await call.write(RelayRequest(complete=True))
             except _Refused as error:
                 await call.write(RelayRequest(error=RelayError(code=error.code, message=str(error))))
             except DriverError as error:

@@ -62,10 +62,14 @@ class AgentStream:
                 frame = await self._context.read()
             except (grpc.RpcError, grpc.aio.UsageError, asyncio.InvalidStateError) as error:
                 raise AgentUnreachable("the connection to the agent broke") from error
-            if frame is grpc.aio.EOF:
-                return
-            if frame.WhichOneof("frame") == "error":
-                raise AgentRefused(frame.error.code, frame.error.message)
+            match None if frame is grpc.aio.EOF else frame.WhichOneof("frame"):
+                case None:
+                    # Also how the death of an agent looks.
+                    raise AgentUnreachable("the connection to the agent broke")
+                case "complete":
+                    return
+                case "error":
+                    raise AgentRefused(frame.error.code, frame.error.message)
             yield frame
 
     async def send(self, frame: RelayResponse) -> None:

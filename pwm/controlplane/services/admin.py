@@ -63,11 +63,13 @@ class AdminService:
             if replica == self._replica:
                 info.answering = True
                 info.lag = max(0, status.revision - self._view.revision) if status else 0
-        if not trouble:
-            answer.leaders.extend(
-                api.LeaderStatus(role=role, replica=replica, since=timestamp(since))
-                for role, replica, since in await self._leaders()
-            )
+        try:
+            leaders = await self._leaders() if not trouble else []
+        except store_errors.StoreError as error:
+            leaders, trouble = [], str(error)
+        answer.leaders.extend(
+            api.LeaderStatus(role=role, replica=replica, since=timestamp(since)) for role, replica, since in leaders
+        )
         for member in status.members if status else ():
             answer.etcd.append(
                 api.EtcdMember(
@@ -86,11 +88,13 @@ class AdminService:
     async def _etcd(self) -> tuple[Status | None, str]:
         try:
             async with asyncio.timeout(ETCD_TIMEOUT_S):
-                return await self._kv.status(), ""
+                status = await self._kv.status()
         except TimeoutError:
             return None, f"no answer within {ETCD_TIMEOUT_S:.0f} s"
         except store_errors.StoreError as error:
             return None, str(error)
+        away = status.members and all(member.trouble for member in status.members)
+        return status, "no member answers" if away else ""
 
     def _add_agents(self, answer: api.GetStatusResponse) -> None:
         connected = {agent.node: agent for agent in self._agents.agents()}

@@ -175,8 +175,16 @@ def _node(item: Node, now_s: int) -> Cells:
         str(status.containers),
         item.spec.zone or NONE,
         _age(item.metadata, now_s),
-        _REASON.get(status.reason.code, ""),
+        _REASON.get(_node_reason(item).code, ""),
     )
+
+
+def _node_reason(item: Node) -> Reason:
+    """Its own, else that one of its drivers is away: the others keep it ready."""
+    away = [driver for driver in item.status.inventory.drivers if not driver.ready]
+    if item.status.reason.code or not away:
+        return item.status.reason
+    return Reason(code=Reason.DRIVER_UNREACHABLE, message="; ".join(f"{d.name}: {d.message}" for d in away))
 
 
 def _node_wide(item: Node, now_s: int) -> Cells:
@@ -191,7 +199,7 @@ def _node_wide(item: Node, now_s: int) -> Cells:
         _several(products),
         _several(f"{driver.name}{'' if driver.ready else ' (not ready)'}" for driver in inventory.drivers),
         _pairs({**item.metadata.labels, **inventory.labels, **item.spec.labels}),
-        _why(item.status.reason),
+        _why(_node_reason(item)),
     )
 
 

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable
 
+from pwm import lifecycle
 from pwm.api.v1 import services_pb2 as api
 from pwm.api.v1.node_pb2 import NodeStatus
 from pwm.api.v1.workload_pb2 import Container, Workload, WorkloadStatus
@@ -106,4 +107,9 @@ class Explainer:
                 warnings.append(
                     f"node {name} is {NodeStatus.Phase.Name(node.status.phase)}: {node.status.reason.message}"
                 )
+                continue
+            used = {c.spec.driver for c in containers if c.spec.node == name and c.status.phase in lifecycle.LIVE}
+            for driver in node.status.inventory.drivers if node is not None else ():
+                if driver.name in used and not driver.ready:
+                    warnings.append(f"{driver.name} on node {name} is away: {driver.message}")
         return warnings

@@ -387,7 +387,7 @@ class FakeStream:
 
     async def all(self) -> list[RelayRequest]:
         frames = []
-        while (frame := await self.next()) is not None:
+        while (frame := await self.next()) is not None and not frame.complete:
             frames.append(frame)
         return frames
 
