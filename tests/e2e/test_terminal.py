@@ -245,10 +245,17 @@ def test_top_shows_the_machine_and_the_workload(
     for expected in ("pwm top", "1 of 1 nodes ready", "Nodes 1", "Workloads", "READY", "RUNNING", "CPU", "MEM"):
         assert expected in text
     assert max(map(len, text.splitlines())) <= size[0]
-    subprocess.run([*tmux, "send-keys", "/", *sleeper, "Enter", "Enter"], check=True)
-    wait_until(lambda: "sleep 1" in screen(), "the workload's processes are not shown")
-    subprocess.run([*tmux, "send-keys", "q"], check=True)
-    wait_until(lambda: "left=0" in screen(), "q does not quit")
+
+    def press(*keys: str, then: str) -> None:
+        """Presses keys; what comes next waits for the screen, as a person does."""
+        subprocess.run([*tmux, "send-keys", *keys], check=True)
+        wait_until(lambda: then in screen(), f"{keys} did not lead to {then!r}", limit_s=WAIT_S)
+
+    press("/", then="only rows with this text")
+    press(*sleeper, then=f"· /{sleeper}")
+    press("Enter", then="q quit")
+    press("Enter", then="sleep 1")
+    press("q", then="left=0")
 
 
 # --- up -------------------------------------------------------------------------------------------

@@ -77,8 +77,6 @@ class TablesScreen(Screen[None]):
         #head #place { width: 1fr; }
         #keys { height: 1; padding: 0 2; color: $text-muted; }
         #filter { height: 1; border: none; padding: 0 2; display: none; background: $panel; }
-        &.filtering #filter { display: block; }
-        &.filtering #keys { display: none; }
         Rows { display: none; }
         Rows.shown { display: block; }
     }
@@ -90,6 +88,7 @@ class TablesScreen(Screen[None]):
     def __init__(self) -> None:
         super().__init__()
         self._zoomed = ""
+        self._filtering = False
         self._last: Snapshot | None = None
 
     @property
@@ -155,7 +154,7 @@ class TablesScreen(Screen[None]):
             table.set_class(height > 0, "shown")
             if height > 0:
                 table.styles.height = height
-        if not self.has_class("filtering") and not any(t.has_focus and t.has_class("shown") for t in tables):
+        if not self._filtering and not any(t.has_focus and t.has_class("shown") for t in tables):
             self.rows(self._zoomed or self.FIRST).focus()
 
     def on_resize(self) -> None:
@@ -175,10 +174,11 @@ class TablesScreen(Screen[None]):
 
     def action_filter(self) -> None:
         field = self.query_one("#filter", Input)
-        self.add_class("filtering")
+        self._show_field(True)
         self._filtered = self._focused()
         field.value = self._filtered.filter
-        field.focus()
+        # Not `field.focus()`, which takes effect later: what is typed right behind the key belongs to the field.
+        self.set_focus(field)
 
     def on_input_changed(self, event: Input.Changed) -> None:
         self._filtered.filter = event.value
@@ -186,12 +186,18 @@ class TablesScreen(Screen[None]):
     def on_input_submitted(self, event: Input.Submitted) -> None:
         self._close_filter()
 
+    def _show_field(self, shown: bool) -> None:
+        # Set directly, not by a class of the style sheet: only what is displayed already can take the focus.
+        self._filtering = shown
+        self.query_one("#filter", Input).display = shown
+        self.query_one("#keys").display = not shown
+
     def _close_filter(self) -> None:
-        self.remove_class("filtering")
-        self._filtered.focus()
+        self._show_field(False)
+        self.set_focus(self._filtered)
 
     def action_back(self) -> None:
-        if self.has_class("filtering"):
+        if self._filtering:
             self._filtered.filter = ""
             self._close_filter()
         elif self._focused().filter:
