@@ -125,7 +125,12 @@ class ControlPlane:
         ]
 
     def _leadership(self, role: str, duty: Duty) -> Leadership:
-        return Leadership(role=role, campaign=self._elections[role].campaign, duty=duty, view=self.view)
+        return Leadership(
+            role=role, campaign=self._elections[role].campaign, duty=duty, view=self.view, newest=self._newest
+        )
+
+    async def _newest(self, after_revision: int) -> int:
+        return await self.store.newest_event(after_revision=after_revision)
 
     # ---- what leaders do
 

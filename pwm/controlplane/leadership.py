@@ -24,8 +24,6 @@ class Term(Protocol):
     """One time of leading: valid until `lost` is set."""
 
     fence: Guard
-    # The store's revision when the role was won: the view must reach it first.
-    revision: int
 
     @property
     def lost(self) -> asyncio.Event: ...
@@ -35,6 +33,8 @@ class Term(Protocol):
 
 # Waits until the role is won.
 Campaign = Callable[[], Awaitable[Term]]
+# Revision of the newest event, asked of the store, if it is later than the given one.
+Newest = Callable[[int], Awaitable[int]]
 # Does the role's work with the given fence, until cancelled.
 Duty = Callable[[Guard], Awaitable[None]]
 
@@ -42,12 +42,13 @@ Duty = Callable[[Guard], Awaitable[None]]
 class Leadership:
     """Keeps trying to hold `role`, and does its duty while it does."""
 
-    def __init__(self, *, role: str, campaign: Campaign, duty: Duty, view: View) -> None:
+    def __init__(self, *, role: str, campaign: Campaign, duty: Duty, view: View, newest: Newest) -> None:
         self.role = role
         self.leading = False
         self._campaign = campaign
         self._duty = duty
         self._view = view
+        self._newest = newest
 
     async def run(self) -> None:
         """For ever; cancel to stop, which resigns."""
@@ -68,8 +69,6 @@ class Leadership:
         log.info("leading", role=self.role)
         why = "stopping"
         try:
-            await self._view.wait_for(term.revision)
-            self.leading = True
             async with asyncio.TaskGroup() as group:
                 duty = group.create_task(self._do(term.fence))
                 await term.lost.wait()
@@ -77,6 +76,9 @@ class Leadership:
                 duty.cancel()
         except* (store_errors.FenceLost, store_errors.GuardFailed):
             why = "another replica leads"
+        except* store_errors.Unavailable as errors:
+            why = f"the store is out of reach ({errors.exceptions[0]})"
+            await asyncio.sleep(RETRY_DELAY_S)
         except* Exception as errors:
             # A mistake in a controller must not take the replica down with it: resign, and begin afresh.
             why = "the controller failed"
@@ -86,6 +88,10 @@ class Leadership:
             log.info("no longer leading", role=self.role, why=why)
 
     async def _do(self, fence: Guard) -> None:
+        await self._view.wait_for(0)
+        # Won already: whoever led before can write no more, so what is there now is all of it.
+        await self._view.wait_for(await self._newest(self._view.revision))
+        self.leading = True
         await self._duty(fence)
 
     async def _resign(self, term: Term) -> None:

@@ -23,9 +23,9 @@ def reason(ended: Ended, spec: ContainerSpec, *, stop: Reason | None) -> Reason:
         limit = spec.resources.memory_bytes
         why = f"it used more memory than its limit of {format_bytes(limit)}" if limit else "the node ran out of memory"
         return Reason(code=Reason.MEMORY_LIMIT, message=f"The command was killed because {why}")
-    if ended.exit_code == 0:
-        return Reason(code=Reason.COMPLETED, message="The command ended")
     remark = f"; {ended.message}" if ended.message else ""
+    if ended.exit_code == 0:
+        return Reason(code=Reason.COMPLETED, message=f"The command ended{remark}")
     if name := _signal(ended.exit_code):
         return Reason(code=Reason.KILLED_BY_SIGNAL, message=f"The command was killed by {name}{remark}")
     return Reason(code=Reason.EXIT_CODE, message=f"The command ended with exit code {ended.exit_code}{remark}")

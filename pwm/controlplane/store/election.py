@@ -116,6 +116,10 @@ class Election:
             found = result.reads[0].kvs
             if found and found[0].lease == lease.id:
                 return self._won(lease, found[0].create_revision, result.revision)
+            if found and found[0].value == value:
+                # An earlier term of this very process, lost while the store was away: nobody else is waited for.
+                await self._kv.revoke_lease(found[0].lease)
+                continue
             await self._until_vacant(lease, after_revision=result.revision)
 
     def _won(self, lease: Lease, create_revision: int, revision: int) -> Leadership:

@@ -38,7 +38,7 @@ from pwm.controlplane.store.commits import (
 from pwm.controlplane.store.following import PROOF_INTERVAL_S, follow
 from pwm.controlplane.store.groupcommit import GroupCommit
 from pwm.controlplane.store.keys import Keys
-from pwm.controlplane.store.kv import KV, PAGE_KEYS, KeyValue
+from pwm.controlplane.store.kv import KV, PAGE_KEYS, KeyValue, prefix_end
 from pwm.controlplane.store.prepared import Prepared, prepare
 
 __all__ = [
@@ -127,6 +127,15 @@ class EventStore:
                 if first_versions is None:
                     first_versions = await self.first_versions(revision=page.revision)
                 yield HeadPage(page.revision, [self._stored_head(kv, first_versions) for kv in page.kvs])
+
+    async def newest_event(self, *, after_revision: int) -> int:
+        """Revision of the newest event there is now; `after_revision` when nothing happened since.
+
+        The store's own revision is no measure of it: leases and leaders move that on without any event.
+        """
+        start = self.keys.all_heads
+        page = await self._kv.range(start, prefix_end(start), keys_only=True, min_mod_revision=after_revision + 1)
+        return max([after_revision, *(kv.mod_revision for kv in page.kvs)])
 
     async def first_versions(self, *, revision: int = 0) -> dict[StreamId, int]:
         """The first version still kept of every stream of which events have been dropped."""

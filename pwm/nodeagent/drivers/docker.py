@@ -356,7 +356,8 @@ class DockerDriver:
 
 def _ended(state: dict[str, Any], *, lost: bool) -> Ended:
     exit_code, message = int(state["ExitCode"]), str(state.get("Error") or "")
-    if lost and exit_code and not message:
+    if lost and not message:
+        # Also with exit code 0: the engine asks containers to end, and a program that obeys has not done its work.
         message = "It ended while the Docker engine of the node was restarted"
     return Ended(
         exit_code=exit_code,
