@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from pwm.etcd_process import EtcdProcess, EtcdProcessError, find_etcd
-from pwm.supervise import Child, Program
+from pwm.supervise import Child, Program, StartError
 
 DEFAULT_PORT = 4700
 LOOPBACK = "127.0.0.1"
@@ -143,7 +143,11 @@ class LocalCluster:
         await self._controller.until_ready(self._controller_answers, limit_s=CONTROLLER_LIMIT_S)
         yield "controller", self.url
         await self._launch(self._agent, group)
-        await self._agent.until_ready(self._node_is_ready, limit_s=NODE_LIMIT_S)
+        try:
+            await self._agent.until_ready(self._node_is_ready, limit_s=NODE_LIMIT_S)
+        except StartError as error:
+            trouble = await asyncio.to_thread(self._node_trouble)
+            raise StartError(f"{error}: {trouble}", log=error.log) from error
         yield "agent", self._describe_node()
 
     async def _launch(self, child: Child, group: asyncio.TaskGroup) -> None:
@@ -169,13 +173,23 @@ class LocalCluster:
         return _get(self.port, "/readyz") is not None and (self._dir / "admin-token").exists()
 
     def _node_is_ready(self) -> bool:
-        """READY, and connected to the controller that runs now: the phase alone may be from before."""
-        status = _get(self.port, "/v1/admin/status", token=self.token) or {}
+        return self._node_trouble() == ""
+
+    def _node_trouble(self) -> str:
+        """What keeps the node from being READY; "" when it is, and connected to the controller that runs now.
+
+        The phase alone may be from before: a node stays READY for a while after its agent has gone.
+        """
+        status = _get(self.port, "/v1/admin/status", token=self.token)
+        if status is None:
+            return "the controller does not answer"
         here = {replica.get("id") for replica in status.get("replicas", []) if replica.get("answering")}
-        return any(
-            agent.get("node") == self._node and agent.get("phase") == "READY" and agent.get("replica") in here
-            for agent in status.get("agents", [])
-        )
+        mine = next((agent for agent in status.get("agents", []) if agent.get("node") == self._node), None)
+        if mine is None:
+            return f"node {self._node} has not joined"
+        if mine.get("replica") not in here:
+            return f"node {self._node} is not connected"
+        return "" if mine.get("phase") == "READY" else f"node {self._node} is {mine.get('phase')}"
 
     def _describe_node(self) -> str:
         from pwm.quantity import format_bytes

@@ -240,10 +240,9 @@ def test_top_shows_the_machine_and_the_workload(
     def screen() -> str:
         return subprocess.run([*tmux, "capture-pane", "-p"], check=True, capture_output=True, text=True).stdout
 
-    wait_until(lambda: sleeper in screen(), "top does not show the workload")
+    expected = ("pwm top", "1 of 1 nodes ready", "Nodes 1", "Workloads", "READY", "RUNNING", "CPU", "MEM", sleeper)
+    wait_until(lambda: all(word in screen() for word in expected), "top does not show everything", limit_s=WAIT_S)
     text = screen()
-    for expected in ("pwm top", "1 of 1 nodes ready", "Nodes 1", "Workloads", "READY", "RUNNING", "CPU", "MEM"):
-        assert expected in text
     assert max(map(len, text.splitlines())) <= size[0]
 
     def press(*keys: str, then: str) -> None:
