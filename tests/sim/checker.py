@@ -126,11 +126,14 @@ class Checker:
         )
         self._must(said, "I8", f"{uid} was stopped and nobody asked for it")
 
-    def acknowledged(self, revision: int, uid: str, *, changed: bool) -> None:
-        """A client was told that its change of `uid` is in the log at `revision`."""
+    def acknowledged(self, revision: int, name: str, *, changed: bool) -> None:
+        """A client was told that its change of the workload `name` is in the log at `revision`.
+
+        By name: while a command is retried, the workload may be deleted and made anew by somebody else.
+        """
         if changed:
-            found = [e for e in self.commits.get(revision, []) if e.uid == uid]
-            self._must(bool(found), "I4", f"the change of {uid} at {revision} is not in the log")
+            found = [e for e in self.commits.get(revision, []) if e.kind == "Workload" and e.name == name]
+            self._must(bool(found), "I4", f"the change of {name} at {revision} is not in the log")
 
     # ---- now and then, and at the end
 

@@ -270,18 +270,17 @@ class World:
         user = plane.view.by_name("User", "admin")
         context = CallContext(principal=Principal(user=user))
         workloads, resources = services["WorkloadService"], services["ResourceService"]
-        existing = plane.view.by_name("Workload", name, group="users")
         match self.rng.choice(["apply", "apply", "apply", "scale", "stop", "restart", "delete"]):
             case "scale":
                 request = api.ScaleRequest(name=name, count=self.rng.randint(0, 4))
                 answer = await workloads.Scale(request, context)  # type: ignore[attr-defined]
-                self._acknowledge(answer.revision, existing, changed=answer.changed)
+                self.checker.acknowledged(answer.revision, name, changed=answer.changed)
             case "stop":
                 answer = await workloads.Stop(api.StopRequest(name=name), context)  # type: ignore[attr-defined]
-                self._acknowledge(answer.revision, existing, changed=answer.changed)
+                self.checker.acknowledged(answer.revision, name, changed=answer.changed)
             case "restart":
                 answer = await workloads.Restart(api.RestartRequest(name=name), context)  # type: ignore[attr-defined]
-                self._acknowledge(answer.revision, existing, changed=True)
+                self.checker.acknowledged(answer.revision, name, changed=True)
             case "delete":
                 await resources.Delete(api.DeleteRequest(kind="workload", name=name), context)  # type: ignore[attr-defined]
             case _:
@@ -318,10 +317,6 @@ class World:
         }
         spec = {"image": "sim", "replica": {"count": rng.randint(1, 3)}, "selectors": selectors, "config": config}
         return [{"kind": "Workload", "apiVersion": "v1", "metadata": {"name": name}, "spec": spec}]
-
-    def _acknowledge(self, revision: int, existing: Any, *, changed: bool) -> None:
-        if existing is not None:
-            self.checker.acknowledged(revision, existing.metadata.uid, changed=changed)
 
     async def _sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

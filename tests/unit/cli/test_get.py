@@ -81,6 +81,7 @@ def test_one_name_gives_one_resource_and_not_a_list(server: FakeServer, pwm: Pwm
 
 
 def test_colours_are_for_terminals_only(server: FakeServer, pwm: Pwm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
     server.on("GET", "/v1/resources/Workload", {"text": TABLE, "count": 2})
     assert "\033" not in pwm("get", "wk").out
     monkeypatch.setenv("FORCE_COLOR", "1")

@@ -85,7 +85,7 @@ def encoded(message: Any) -> Any:
 
 def test_a_resource_fits_exactly_one_schema(described: dict[str, Any]) -> None:
     check = validator(described, "ListEventsResponse")
-    check.validate(encoded(s.ListEventsResponse(event=Resource(event=Event(kind="Workload", uid="u", version=1)))))
+    check.validate(encoded(s.ListEventsResponse(event=Event(kind="Workload", uid="u", version=1))))
     check = validator(described, "GetResponse")
     check.validate(
         encoded(s.GetResponse(resource=Resource(group=Group(api_version="v1", kind="Group")), revision=2**60))

@@ -53,6 +53,7 @@ def container(
     made = Container(kind="Container")
     made.spec.replica, made.spec.attempt, made.spec.node, made.spec.image = replica, attempt, node, "ubuntu"
     made.spec.resources.memory_bytes = 512 * 1024**2
+    made.spec.failures_before = attempt - 1  # each attempt before it had failed
     made.status.phase = phase
     made.status.since.FromSeconds(since)
     if phase not in (C.ASSIGNED, C.PULLING, C.CREATING) and not fields.pop("never_ran", False):
