@@ -61,18 +61,19 @@ async def test_a_deposed_leaders_write_is_refused_and_the_new_leaders_is_not(
     kv: KV, keys: Keys, store: EventStore
 ) -> None:
     """The old leader is not told: it still believes that it leads when it writes."""
-    async with campaigning(kv, keys, "r1") as first, campaigning(kv, keys, "r2") as second:
+    async with campaigning(kv, keys, "r1") as first:
         old = await first
-        await store.append(commit(birth(A), guards=(old.fence,)))
-        (held,) = (await kv.range(keys.leader("zone"))).kvs
-        await kv.revoke_lease(held.lease)
-        new = await second
-        with pytest.raises(errors.FenceLost):
-            await store.append(commit(birth(B), guards=(old.fence,)))
-        assert await store.head(B) is None
-        await store.append(commit(birth(B), guards=(new.fence,)))
-        async with asyncio.timeout(3):
-            await old.lost.wait()
+        async with campaigning(kv, keys, "r2") as second:
+            await store.append(commit(birth(A), guards=(old.fence,)))
+            (held,) = (await kv.range(keys.leader("zone"))).kvs
+            await kv.revoke_lease(held.lease)
+            new = await second
+            with pytest.raises(errors.FenceLost):
+                await store.append(commit(birth(B), guards=(old.fence,)))
+            assert await store.head(B) is None
+            await store.append(commit(birth(B), guards=(new.fence,)))
+            async with asyncio.timeout(3):
+                await old.lost.wait()
 
 
 async def test_roles_have_leaders_of_their_own(kv: KV, keys: Keys) -> None:
