@@ -1,2 +1,2 @@
-"""`pwm top`: snapshot.py reads a beat, columns.py says what a row shows, table.py draws only the rows in
+"""`pwm top`: snapshot.py reads a beat, tables.py says what a row shows, rows.py draws only those in
 sight, feed.py keeps the stream alive, app.py is the screen. plain.py is the same tables as text, once."""

@@ -15,8 +15,9 @@ from pwm.cli.errors import UNAVAILABLE, CliError, NoServerError, ServerError
 from pwm.cli.http1 import TransportError
 from pwm.cli.profiles import Profile
 from pwm.cli.target import Target
-from pwm.cli.topui.columns import ProcessRow, printable
+from pwm.cli.topui.columns import printable
 from pwm.cli.topui.snapshot import Snapshot, read
+from pwm.cli.topui.tables import ProcessRow
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 5.0
 # Listing processes starts a program in each container: not as often as the figures.

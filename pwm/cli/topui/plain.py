@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from pwm.cli.topui import columns
-from pwm.cli.topui.columns import Column, ProcessRow, Table
+from pwm.cli.topui import tables
+from pwm.cli.topui.columns import Column, Table
 from pwm.cli.topui.snapshot import Snapshot
+from pwm.cli.topui.tables import ProcessRow
 
 Row = TypeVar("Row")
 GAP = "   "
@@ -15,18 +16,18 @@ GAP = "   "
 
 def overview(snapshot: Snapshot) -> str:
     """Nodes, GPUs and workloads."""
-    parts = [text(columns.NODES, snapshot.nodes)]
+    parts = [text(tables.NODES, snapshot.nodes)]
     if snapshot.gpus:
-        parts.append(text(columns.GPUS, snapshot.gpus))
-    parts.append(text(columns.workloads(snapshot.time), snapshot.workloads))
+        parts.append(text(tables.GPUS, snapshot.gpus))
+    parts.append(text(tables.workloads(snapshot.time), snapshot.workloads))
     return "\n".join(parts)
 
 
 def one_workload(snapshot: Snapshot, titles: Sequence[str], processes: Sequence[ProcessRow]) -> str:
     """Containers and processes of one workload."""
-    parts = [text(columns.containers(snapshot.time), snapshot.containers)]
+    parts = [text(tables.containers(snapshot.time), snapshot.containers)]
     if titles:
-        parts.append(text(columns.processes(titles), processes))
+        parts.append(text(tables.processes(titles), processes))
     return "\n".join(parts)
 
 

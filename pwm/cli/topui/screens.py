@@ -16,13 +16,13 @@ from textual.screen import ModalScreen, Screen
 from textual.widgets import Input, Static
 
 from pwm.cli.target import Target
-from pwm.cli.topui import columns
-from pwm.cli.topui.columns import ProcessRow
+from pwm.cli.topui import tables
 from pwm.cli.topui.feed import ProcessFeed
 from pwm.cli.topui.gauges import Gauges, cluster_measures, workload_measures
 from pwm.cli.topui.layout import pane_heights
 from pwm.cli.topui.rows import Rows
 from pwm.cli.topui.snapshot import Snapshot, WorkloadRow
+from pwm.cli.topui.tables import ProcessRow
 
 if TYPE_CHECKING:
     from pwm.cli.topui.app import TopApp
@@ -215,9 +215,9 @@ class Overview(TablesScreen):
     FIRST = "workloads"
 
     def tables(self) -> ComposeResult:
-        yield Rows(columns.NODES, id="nodes")
-        yield Rows(columns.GPUS, id="gpus")
-        yield Rows(columns.workloads(None), id="workloads")
+        yield Rows(tables.NODES, id="nodes")
+        yield Rows(tables.GPUS, id="gpus")
+        yield Rows(tables.workloads(None), id="workloads")
 
     def place(self) -> str:
         parts = [f"pwm top · {self.top.place}"]
@@ -229,9 +229,9 @@ class Overview(TablesScreen):
 
     def fill(self, snapshot: Snapshot) -> None:
         self.query_one(Gauges).show(cluster_measures(snapshot))
-        self.rows("nodes").show(columns.NODES, snapshot.nodes)
-        self.rows("gpus").show(columns.GPUS, snapshot.gpus)
-        self.rows("workloads").show(columns.workloads(snapshot.time), snapshot.workloads)
+        self.rows("nodes").show(tables.NODES, snapshot.nodes)
+        self.rows("gpus").show(tables.GPUS, snapshot.gpus)
+        self.rows("workloads").show(tables.workloads(snapshot.time), snapshot.workloads)
 
     def on_rows_opened(self, event: Rows.Opened) -> None:
         if isinstance(event.row, WorkloadRow):
@@ -251,9 +251,9 @@ class OneWorkload(TablesScreen):
         self._titles: list[str] = []
 
     def tables(self) -> ComposeResult:
-        yield Rows(columns.containers(None), id="containers")
-        yield Rows(columns.GPUS, id="gpus")
-        yield Rows(columns.processes(()), id="processes")
+        yield Rows(tables.containers(None), id="containers")
+        yield Rows(tables.GPUS, id="gpus")
+        yield Rows(tables.processes(()), id="processes")
 
     def on_mount(self) -> None:
         super().on_mount()
@@ -272,7 +272,7 @@ class OneWorkload(TablesScreen):
         if not self.is_mounted:
             return
         self._titles = titles or self._titles
-        self.rows("processes").show(columns.processes(self._titles), rows, note=trouble)
+        self.rows("processes").show(tables.processes(self._titles), rows, note=trouble)
         self.share_out()
 
     def place(self) -> str:
@@ -288,8 +288,8 @@ class OneWorkload(TablesScreen):
         names = {f"{container.group}/{container.name}" for container in mine}
         self.query_one(Gauges).show(workload_measures(mine, snapshot))
         note = "" if mine else "nothing runs; `pwm why` says why"
-        self.rows("containers").show(columns.containers(snapshot.time), mine, note=note)
-        self.rows("gpus").show(columns.GPUS, [gpu for gpu in snapshot.gpus if gpu.holder in names])
+        self.rows("containers").show(tables.containers(snapshot.time), mine, note=note)
+        self.rows("gpus").show(tables.GPUS, [gpu for gpu in snapshot.gpus if gpu.holder in names])
 
 
 def _escaped(text: Any) -> str:

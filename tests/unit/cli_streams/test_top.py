@@ -9,9 +9,9 @@ from aiohttp import web
 
 from pwm.cli.profiles import Profile
 from pwm.cli.target import Target
-from pwm.cli.topui import columns
+from pwm.cli.topui import tables
 from pwm.cli.topui.app import TopApp
-from pwm.cli.topui.columns import bar
+from pwm.cli.topui.columns import Table, bar
 from pwm.cli.topui.layout import GAP, cell_length, fit, pane_heights, sparkline, trim
 from pwm.cli.topui.rows import Rows
 from pwm.cli.topui.screens import HelpScreen, OneWorkload, Overview
@@ -60,8 +60,8 @@ def test_an_empty_message_of_an_empty_cluster_is_read() -> None:
 
 
 @pytest.mark.parametrize("width", range(20, 260, 7))
-@pytest.mark.parametrize("table", [columns.NODES, columns.GPUS, columns.workloads(None), columns.containers(None)])
-def test_columns_never_exceed_the_width_and_the_name_always_stays(table: columns.Table[Any], width: int) -> None:
+@pytest.mark.parametrize("table", [tables.NODES, tables.GPUS, tables.workloads(None), tables.containers(None)])
+def test_columns_never_exceed_the_width_and_the_name_always_stays(table: Table[Any], width: int) -> None:
     chosen = fit(table.columns, width)
     assert sum(w for _, w in chosen) + GAP * (len(chosen) - 1) <= max(width, table.columns[0].width)
     assert chosen[0][0] is table.columns[0] or width < table.columns[0].width
@@ -120,7 +120,7 @@ def app_for(server: FakeServer, target: Target | None = None) -> TopApp:
 async def until(condition: Any, pilot: Any) -> None:
     deadline = time.monotonic() + WAIT_S
     while not condition():
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, pilot.app.trouble
         await pilot.pause(0.01)
 
 
@@ -232,26 +232,29 @@ async def test_what_asking_again_cannot_mend_ends_it_with_that_error(server: Fak
 async def test_a_beat_of_two_thousand_workloads_is_drawn_in_a_fraction_of_it(server: FakeServer) -> None:
     serve_top(server, workloads=1)
     app = app_for(server)
-    message = top_message(workloads=2000, nodes=50, gpus_per_node=8, beat=3)
+    spent_s = []
     async with app.run_test(size=(120, 40)) as pilot:
         await until(lambda: app.snapshot is not None, pilot)
-        began = time.perf_counter()
-        app.beat(read(message, app.snapshot))
-        await pilot.pause()
-        spent_s = time.perf_counter() - began
+        for beat in (3, 4, 5):
+            message = top_message(workloads=2000, nodes=50, gpus_per_node=8, beat=beat)
+            # Of the processor, not of the clock: other things run here too.
+            began = time.process_time()
+            app.beat(read(message, app.snapshot))
+            await pilot.pause()
+            spent_s.append(time.process_time() - began)
         rows = app.screen.query_one("#workloads", Rows)
         assert rows.count == 2000
         await pilot.press("end")
         assert rows.scroll_offset.y > 1900
-    # A quarter of the default beat, on a machine that does other things too; usually a tenth of that.
-    assert spent_s < 0.5
+    # A tenth of the default beat; usually half of that.
+    assert min(spent_s) < 0.2, spent_s
 
 
 def test_markup_in_names_is_shown_as_it_is() -> None:
     message = top_message(workloads=1)
     message["containers"][0]["workload"] = "[red]x[/red]"
     row = read(message).workloads[0]
-    cell = columns.workloads(None).column("name").cell(row, 20)
+    cell = tables.workloads(None).column("name").cell(row, 20)
     assert cell == [("[red]x[/red]", "name")]
 
 
