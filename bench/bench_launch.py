@@ -35,6 +35,8 @@ from tests.pwm_cluster import PwmCluster, manifest
 
 ENGINE = "unix:///var/run/docker.sock"
 MANY = 50
+# Fifty fit on two cores. A limit as low as this slows down the start itself, so both sides have it.
+MANY_CPU_MILLIS = 40
 LOG_BYTES = 200_000_000
 LINE = "step 000123 loss 0.4321 accuracy 0.8765 lr 0.0010 throughput 1234.5 samples/s and so on"
 SLEEP = ["sleep", "3600"]
@@ -105,7 +107,7 @@ class Bench:
     def docker_run(self) -> float:
         name = self.name()
         started = time.perf_counter()
-        self._run("docker", "run", "-d", "--name", name, "-m", MEMORY, self.image, *SLEEP)
+        self._run("docker", "run", "-d", "--name", name, "-m", MEMORY, "--cpus", "1", self.image, *SLEEP)
         took = time.perf_counter() - started
         self._run("docker", "rm", "-f", name)
         return took
@@ -114,7 +116,18 @@ class Bench:
         name = self.name()
         started = time.perf_counter()
         self._run(
-            "docker", "service", "create", "--detach", "--name", name, "--limit-memory", MEMORY, self.image, *SLEEP
+            "docker",
+            "service",
+            "create",
+            "--detach",
+            "--name",
+            name,
+            "--limit-memory",
+            MEMORY,
+            "--limit-cpu",
+            "1",
+            self.image,
+            *SLEEP,
         )
         while not any(t["Status"]["State"] == "running" for t in self.api.tasks(filters={"service": name})):
             time.sleep(0.005)
@@ -129,7 +142,7 @@ class Bench:
     def pwm_many(self) -> float:
         names = [self.name() for _ in range(MANY)]
         file = self.scratch / "many.yaml"
-        file.write_text("".join(_workload(name, self.image, cpu="10m") for name in names))
+        file.write_text("".join(_workload(name, self.image, cpu=f"{MANY_CPU_MILLIS}m") for name in names))
         started = time.perf_counter()
         self._run(*self.cluster.command("apply", "-f", str(file)), env=self.cluster.cli_environment)
         rate = MANY / (self.watcher.running_at(*names) - started)
@@ -138,7 +151,7 @@ class Bench:
 
     def api_many(self, in_flight: int) -> float:
         names = [self.name() for _ in range(MANY)]
-        limits = self.api.create_host_config(mem_limit=MEMORY)
+        limits = self.api.create_host_config(mem_limit=MEMORY, nano_cpus=MANY_CPU_MILLIS * 1_000_000)
 
         def start(name: str) -> None:
             self.api.create_container(self.image, SLEEP, name=name, host_config=limits)
@@ -180,7 +193,7 @@ class Bench:
         subprocess.run(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=True)
 
 
-def _workload(name: str, image: str, *, cpu: str = "50m") -> str:
+def _workload(name: str, image: str, *, cpu: str = "1") -> str:
     text = manifest(name, "true", cpu=cpu, memory="32MiB", image=image)
     document: dict[str, Any] = json.loads(text.removesuffix("---\n"))
     document["spec"]["config"]["cmd"] = SLEEP

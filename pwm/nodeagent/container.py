@@ -39,6 +39,9 @@ P = ContainerStatus
 DEFAULT_GRACE_MS = 10_000
 # Before what failed for a reason outside the container is tried again.
 RETRY_DELAY_S = 0.5
+# A start that takes less is told when it is done: a report on the way would make the control plane work just
+# while the engine needs the processor.
+START_WITHOUT_WORD_S = 1.0
 # A spool that cannot be written (a full disk) must not keep the end of a container secret for ever.
 DRAIN_TIMEOUT_S = 60.0
 _SEEN = {Runtime.CREATED: Seen.CREATED, Runtime.RUNNING: Seen.RUNNING, Runtime.ENDED: Seen.ENDED}
@@ -290,13 +293,18 @@ class Container:
                 return
             self._around.journal.put(replace(self.record, runtime_id=runtime_id))
             self._seen = Seen.CREATED
-            # Not before: an image that turns out to be missing is pulled first, and phases only grow.
-            self._report_once(P.CREATING)
             if self._desired is Desired.RUN:
                 await self._start(driver)
 
     async def _start(self, driver: Driver) -> None:
-        started = await driver.start(self.uid)
+        starting = asyncio.ensure_future(driver.start(self.uid))
+        try:
+            await asyncio.wait([starting], timeout=START_WITHOUT_WORD_S)
+            if not starting.done():
+                self._report_once(P.CREATING)
+            started = await starting
+        finally:
+            starting.cancel()
         self._seen = Seen.RUNNING
         self._started_at_ns, self._pid = started.started_at_ns, started.pid
         self._report(P.RUNNING, started_at_ns=started.started_at_ns, pid=started.pid)

@@ -91,6 +91,8 @@ class FakeDriver:
         self.images = {"busybox"}
         self.pullable = {"pullable"}
         self.pull_may_end = asyncio.Event()
+        self.start_may_end = asyncio.Event()
+        self.start_may_end.set()
         self.pull_may_end.set()
         self.away = False
         # What the next create or start raises.
@@ -140,6 +142,7 @@ class FakeDriver:
 
     async def start(self, uid: str) -> Started:
         self._call("start", uid)
+        await self.start_may_end.wait()
         if self.start_error:
             raise self.start_error
         container = self._get(uid)

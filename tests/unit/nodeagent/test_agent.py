@@ -35,7 +35,7 @@ async def test_an_assignment_is_created_started_and_reported(
 ) -> None:
     await controller.want(order("a"))
     reported = await controller.reported("a", "RUNNING")
-    assert controller.phases("a") == ["CREATING", "RUNNING"]
+    assert controller.phases("a") == ["RUNNING"]
     assert reported.runtime_id == "runtime-1"
     assert reported.started_at.seconds == 1
     assert driver.count("prepare", "a") == 0, "an image that is present costs no question"
@@ -105,7 +105,7 @@ async def test_a_stop_is_reported_twice_and_gives_the_reason_it_was_asked_for(
     stop.reason.code = Reason.STOPPED_BY_USER
     await controller.want(stop)
     end = await controller.reported("a", "EXITED")
-    assert controller.phases("a") == ["CREATING", "RUNNING", "EXITING", "EXITED"]
+    assert controller.phases("a") == ["RUNNING", "EXITING", "EXITED"]
     assert (end.reason.code, end.exit_code) == (Reason.STOPPED_BY_USER, 143)
 
 
@@ -121,6 +121,18 @@ async def test_a_container_stopped_before_it_ran_never_starts(
     assert driver.count("start", "a") == 0
 
 
+async def test_a_start_that_takes_its_time_is_told_on_the_way(
+    agent: RunningAgent, controller: FakeController, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pwm.nodeagent.container.START_WITHOUT_WORD_S", 0.01)
+    driver.start_may_end.clear()
+    await controller.want(order("a"))
+    await controller.reported("a", "CREATING")
+    driver.start_may_end.set()
+    await controller.reported("a", "RUNNING")
+    assert controller.phases("a") == ["CREATING", "RUNNING"]
+
+
 async def test_a_missing_image_is_pulled_with_progress(
     agent: RunningAgent, controller: FakeController, driver: FakeDriver
 ) -> None:
@@ -129,7 +141,7 @@ async def test_a_missing_image_is_pulled_with_progress(
     await until(lambda: any(c.pull.total_bytes == 2 for u in controller.usages for c in u.containers))
     driver.pull_may_end.set()
     await controller.reported("a", "RUNNING")
-    assert controller.phases("a") == ["PULLING", "CREATING", "RUNNING"]
+    assert controller.phases("a") == ["PULLING", "RUNNING"]
     assert driver.count("prepare", "a") == 1
 
 
@@ -138,7 +150,7 @@ async def test_pull_policy_always_pulls_what_is_there(
 ) -> None:
     await controller.want(order("a", pull_policy=Image.Always))
     await controller.reported("a", "RUNNING")
-    assert controller.phases("a") == ["PULLING", "CREATING", "RUNNING"]
+    assert controller.phases("a") == ["PULLING", "RUNNING"]
     assert driver.calls.index(("prepare", "a")) < driver.calls.index(("create", "a"))
 
 
@@ -228,7 +240,7 @@ async def test_an_engine_that_is_away_ends_nothing_and_is_said(
     driver.away = False
     await controller.reported("b", "RUNNING")
     await until(lambda: controller.inventories[-1].drivers[0].ready)
-    assert controller.phases("a") == ["CREATING", "RUNNING"]
+    assert controller.phases("a") == ["RUNNING"]
 
 
 async def test_an_agent_that_starts_without_its_engine_touches_nothing_until_it_is_back(
@@ -265,7 +277,7 @@ async def test_a_restarted_agent_adopts_what_runs_and_reports_nothing_twice(
     await until(lambda: (found := agent.agent.supervisor.find("a")) and found.is_running)
     driver.end("a", 0)
     await controller.reported("a", "EXITED")
-    assert controller.phases("a") == ["CREATING", "RUNNING", "EXITED"]
+    assert controller.phases("a") == ["RUNNING", "EXITED"]
     assert (driver.count("create", "a"), driver.count("start", "a")) == (1, 1)
 
 
