@@ -26,8 +26,8 @@ from pwm.nodeagent.step import Desired
 
 log = structlog.get_logger(__name__)
 
-# Starting containers is the engine's work; its rate peaks at four per core, more only wait longer.
-STARTS_PER_CORE = 4
+# Starting containers is the engine's work. Its rate grows up to eight in flight per core, more only wait longer.
+STARTS_PER_CORE = 8
 # An agent whose engine hangs joins without it.
 FIRST_ANSWERS_S = 3.0
 
