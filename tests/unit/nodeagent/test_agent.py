@@ -25,6 +25,7 @@ from pwm.api.v1.agent_pb2 import (
 from pwm.api.v1.common_pb2 import Reason
 from pwm.api.v1.workload_pb2 import Image
 from pwm.nodeagent.drivers.driver import DriverError, Runtime
+from pwm.nodeagent.supervisor import STARTS_PER_CORE
 from tests.unit.nodeagent.fakes import FakeController, FakeDriver, RunningAgent, order, until
 
 # -- a container's life
@@ -210,7 +211,7 @@ async def test_fifty_containers_start_within_the_limit_of_starts_at_once(
     driver.start = counted  # type: ignore[method-assign,assignment]
     await controller.want(*(order(f"c{n}") for n in range(50)))
     await until(lambda: all("RUNNING" in controller.phases(f"c{n}") for n in range(50)))
-    assert 1 < most <= 4 * (os.cpu_count() or 1)
+    assert 1 < most <= STARTS_PER_CORE * (os.cpu_count() or 1)
 
 
 async def test_a_mistake_of_the_agents_own_costs_only_that_container(
