@@ -33,7 +33,7 @@ from pwm.api.v1.workload_pb2 import ContainerSpec, ContainerStatus
 from pwm.controlplane.app import GRPC_OPTIONS
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import timestamp
-from pwm.controlplane.core.evolve import fold, fold_all
+from pwm.controlplane.core.evolve import fold_all
 from pwm.controlplane.dispatcher.dispatcher import Dispatcher
 from pwm.controlplane.dispatcher.reports import ReportIntake
 from pwm.controlplane.follower import Follower
@@ -91,9 +91,7 @@ def bench_fold(events: int, pairs: int) -> Ratio:
         started = time.perf_counter()
         for _ in range(rounds):
             for life in lives:
-                state = None
-                for data in life:
-                    state = fold(state, parse(data))
+                fold_all(map(parse, life))
         return time.perf_counter() - started
 
     def parsed() -> float:

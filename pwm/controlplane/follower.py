@@ -6,6 +6,7 @@ the store is out of reach the view stays readable, and says since when it may be
 """
 
 import asyncio
+import gc
 from collections.abc import Callable
 
 import structlog
@@ -58,15 +59,22 @@ class Follower:
     async def _bootstrap(self) -> None:
         revision = 0
         fresh = False
-        async for page in self._store.heads():
-            if not fresh:
-                # Only now: as long as the store is out of reach, old answers are better than none.
-                self._view.clear()
-                fresh = True
-            revision = page.revision
-            for head in page.heads:
-                if not head.removed_at_ms:
-                    self._view.load(head.stream.kind, head.stream.uid, state=head.state, revision=head.revision)
+        # Loading makes only objects that stay: looking for garbage among them took a third of the time.
+        gc.disable()
+        try:
+            async for page in self._store.heads():
+                if not fresh:
+                    # Only now: as long as the store is out of reach, old answers are better than none.
+                    self._view.clear()
+                    fresh = True
+                revision = page.revision
+                for head in page.heads:
+                    if not head.removed_at_ms:
+                        self._view.load(head.stream.kind, head.stream.uid, state=head.state, revision=head.revision)
+        finally:
+            gc.enable()
+        # What was loaded is old from the start: later collections need not walk through it.
+        gc.freeze()
         self._on_loaded()
         self._view.loaded(revision)
         self.in_reach()

@@ -7,7 +7,7 @@ be folded from the start: they are counted apart, and their remaining versions a
 
 from pwm.api.v1.events_pb2 import Event
 from pwm.api.v1.services_pb2 import VerifyResponse
-from pwm.controlplane.core.evolve import State, fold
+from pwm.controlplane.core.evolve import fold_all
 from pwm.controlplane.store.commits import StoredEvent, StoredHead
 from pwm.controlplane.store.eventstore import EventStore
 from pwm.controlplane.view import View
@@ -43,12 +43,11 @@ def compare(head: StoredHead, events: list[StoredEvent], view: View | None) -> s
         )
     if head.first_version > 1:
         return ""
-    state: State | None = None
-    for stored in events:
-        event = Event.FromString(stored.event)
-        if (event.kind, event.uid, event.version) != (head.stream.kind, head.stream.uid, stored.version):
-            return f"event {stored.version} says that it is {event.kind}/{event.uid} version {event.version}"
-        state = fold(state, event)
+    log = [Event.FromString(stored.event) for stored in events]
+    for event, version in zip(log, expected, strict=True):
+        if (event.kind, event.uid, event.version) != (head.stream.kind, head.stream.uid, version):
+            return f"event {version} says that it is {event.kind}/{event.uid} version {event.version}"
+    state = fold_all(log)
     if state is None or state.SerializeToString(deterministic=True) != head.state:
         return f"the fold of {len(events)} events is not the head of version {head.version}"
     if view is None or head.removed_at_ms:

@@ -16,7 +16,7 @@ from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pwm.api.v1.events_pb2 import Event
 from pwm.api.v1.workload_pb2 import Container
@@ -28,9 +28,8 @@ SUBSCRIPTION_LIMIT = 10_000
 RECENT_EVENTS = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A resource and the revision of its last change."""
+class Entry(NamedTuple):
+    """A resource and the revision of its last change. A tuple: 100,000 of them are made at a start."""
 
     state: State
     revision: int
@@ -108,9 +107,14 @@ class View:
 
     def load(self, kind: str, uid: str, *, state: bytes, revision: int) -> None:
         """One head, at bootstrap."""
-        message = STATE_TYPES[kind].FromString(state)
+        message: Any = STATE_TYPES[kind].FromString(state)
         self._kinds[kind][uid] = Entry(message, revision)
-        self._index(kind, uid, None, message)
+        metadata = message.metadata
+        self._names[kind, metadata.group, metadata.name] = uid
+        if kind == "Container":
+            spec = message.spec
+            self._by_workload[spec.workload_uid][uid] = message
+            self._by_node[spec.node][uid] = message
 
     def clear(self) -> None:
         """Forget everything before a rebuild; who follows is told to start over."""
