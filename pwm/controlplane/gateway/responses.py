@@ -9,6 +9,7 @@ from aiohttp import HttpVersion11, web
 
 from pwm.controlplane.errors import ApiError
 from pwm.controlplane.gateway import failures
+from pwm.version import OLDEST_CLIENT, VERSION
 
 # Shorter bodies cost more to compress than to send.
 GZIP_FROM_BYTES = 16 * 2**10
@@ -23,7 +24,13 @@ JSON = "application/json"
 
 
 # What every answer of the API carries, besides its request id.
-FIXED = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+FIXED = {
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+    # A client that does not fit this server warns its user.
+    "Pwm-Version": VERSION,
+    "Pwm-Oldest-Client": OLDEST_CLIENT,
+}
 
 
 def headers(request_id: str) -> dict[str, str]:

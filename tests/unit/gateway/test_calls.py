@@ -13,6 +13,7 @@ import structlog
 from pwm.api.v1.services_pb2 import StopRequest
 from pwm.controlplane.gateway import requests, routes
 from pwm.controlplane.gateway.requests import MAX_BODY_BYTES
+from pwm.version import OLDEST_CLIENT, VERSION
 
 
 async def test_a_get_answers_with_the_resource_itself(gateway: Any, world: Any) -> None:
@@ -384,3 +385,10 @@ async def test_a_running_call_may_end_while_the_server_stops(world: Any, start: 
         world.go_on.set()
         assert (await call).status == 200
         await stop
+
+
+async def test_every_answer_says_which_clients_fit(gateway: Any) -> None:
+    for path, status in (("/v1/whoami", 200), ("/v1/nowhere", 404)):
+        answer = await gateway.get(path)
+        assert (answer.status, answer.headers["Pwm-Version"]) == (status, VERSION)
+        assert answer.headers["Pwm-Oldest-Client"] == OLDEST_CLIENT
