@@ -18,6 +18,7 @@ from pwm.api.v1.node_pb2 import CPU, GPU, Node, NodeStatus
 from pwm.api.v1.resource_pb2 import Bind
 from pwm.api.v1.volume_pb2 import Storage, Volume
 from pwm.api.v1.workload_pb2 import Container, Workload, WorkloadStatus
+from pwm.controlplane.services.event_text import said
 
 Cells: TypeAlias = tuple[str, ...]
 CellsOf: TypeAlias = Callable[[Any, int], Cells]
@@ -322,7 +323,7 @@ def _event(item: Event, now_s: int) -> Cells:
         _duration(now_s - item.time.seconds),
         item.kind,
         item.name,
-        _event_word(item),
+        said(item),
         item.actor.name or Actor.Type.Name(item.actor.type).lower(),
     )
 
@@ -331,12 +332,6 @@ def _event_wide(item: Event, now_s: int) -> Cells:
     cause = item.cause
     because = f"{cause.kind} {cause.uid} version {cause.version}" if cause.kind else ""
     return (str(item.revision), item.time.ToJsonString(), *_event(item, now_s)[1:], str(item.version), because)
-
-
-def _event_word(item: Event) -> str:
-    """`ContainerPlaced`, from the payload's field."""
-    payload = item.WhichOneof("payload") or "unknown"
-    return "".join(part.capitalize() for part in payload.split("_"))
 
 
 # ---- all of them

@@ -187,7 +187,7 @@ def test_every_row_has_a_cell_for_each_title(kind: str, format: api.Format.Value
         ("ResourceCredit", ["PRODUCT  PER HOUR  AGE", "A100     2.5       1m30s"]),
         ("Storage", ["NAME   KIND  WHERE             CAPACITY  AGE", "nfs01  nfs   10.0.0.9:/export  -         1m30s"]),
         ("Bind", ["PARENT   CHILD                SINCE", "node/n1  container/train.0.1  -"]),
-        ("Event", ["AGE  KIND      NAME   EVENT           BY", "5s   Workload  train  WorkloadScaled  anna"]),
+        ("Event", ["AGE  KIND      NAME   EVENT        BY", "5s   Workload  train  scaled to 4  anna"]),
     ],
 )
 def test_tables_show_what_people_look_for(kind: str, lines: list[str]) -> None:

@@ -1,0 +1,56 @@
+"""What an event says, for people: in `pwm events`, `pwm get events` and `pwm describe`."""
+
+from datetime import UTC, datetime
+
+from pwm import lifecycle
+from pwm.api.v1.common_pb2 import Actor, Reason
+from pwm.api.v1.events_pb2 import Event
+from pwm.api.v1.node_pb2 import NodeStatus
+from pwm.api.v1.workload_pb2 import WorkloadStatus
+
+
+def line(event: Event) -> str:
+    """One line for people: when, what, who."""
+    at = datetime.fromtimestamp(event.time.seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    name = f"{event.group}/{event.name}" if event.group else event.name
+    by = f" by {Actor.Type.Name(event.actor.type).lower()} {event.actor.name}" if event.actor.name else ""
+    return f"{at}  {event.kind:<9} {name}  {said(event)}{by}"
+
+
+def said(event: Event) -> str:
+    """What the event says happened."""
+    payload = event.WhichOneof("payload")
+    match payload:
+        case "workload_applied":
+            return "created" if event.version == 1 else f"configured, generation {event.workload_applied.generation}"
+        case "workload_scaled":
+            return f"scaled to {event.workload_scaled.count}"
+        case "workload_desired":
+            return f"should {WorkloadStatus.Desired.Name(event.workload_desired.desired).lower()}"
+        case "workload_restarted":
+            return "restarted"
+        case "container_placed":
+            return f"placed on {event.container_placed.spec.node}"
+        case "container_reported":
+            report = event.container_reported
+            text = lifecycle.phase_word(report.phase)
+            if report.HasField("exit_code"):
+                text += f", exit code {report.exit_code}"
+            return text + _because(report.reason)
+        case "container_stop_requested":
+            return "to be stopped" + _because(event.container_stop_requested.reason)
+        case "node_joined":
+            return "agent joined" if event.version == 1 else "told what it has"
+        case "node_phase_changed":
+            change = event.node_phase_changed
+            return NodeStatus.Phase.Name(change.phase).lower().replace("_", " ") + _because(change.reason)
+        case "removed":
+            return "removed" + _because(event.removed.reason)
+        case "token_issued" | "token_revoked" | None:
+            return (payload or "unknown").replace("_", " ")
+    return "created" if event.version == 1 else "configured"
+
+
+def _because(reason: Reason) -> str:
+    text = reason.message or (Reason.Code.Name(reason.code) if reason.code else "")
+    return f": {text}" if text else ""
