@@ -6,6 +6,7 @@ no resource. The store itself is in `eventstore`, the limits it holds commits to
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 EVENT_LIMIT_BYTES = 64 * 1024
 """An event carries at most one document of a manifest (48 KiB) and who, when and why."""
@@ -20,8 +21,9 @@ COMMIT_LIMIT_OPERATIONS = 128
 """etcd's own limit on the compares, the writes and the reads of a transaction."""
 
 
-@dataclass(frozen=True, slots=True)
-class StreamId:
+class StreamId(NamedTuple):
+    """A tuple, because a start makes one for each stream there is."""
+
     kind: str
     uid: str
 

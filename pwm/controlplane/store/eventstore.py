@@ -161,7 +161,12 @@ class EventStore:
         head = Head.FromString(kv.value)
         removed_at_ms = head.removed_at.ToMilliseconds() if head.HasField("removed_at") else 0
         return StoredHead(
-            stream, head.version, kv.mod_revision, head.state, removed_at_ms, first_versions.get(stream, 1)
+            stream,
+            head.version,
+            kv.mod_revision,
+            head.state,
+            removed_at_ms,
+            first_versions.get(stream, 1) if first_versions else 1,
         )
 
     async def read_stream(self, stream: StreamId, *, from_version: int = 1) -> AsyncGenerator[StoredEvent, None]:
