@@ -173,9 +173,10 @@ class IsolatedDockerd:
     def _ensure_bridge(self) -> None:
         if Path(f"/sys/class/net/{self._bridge}").exists():
             return
-        third, fourth = secrets.randbelow(256), secrets.randbelow(16) * 16
+        # Room for 4,000 containers at once, somewhere that two engines hardly ever share.
+        second, third = 128 + secrets.randbelow(128), secrets.randbelow(16) * 16
         subprocess.run(["ip", "link", "add", self._bridge, "type", "bridge"], check=True)
-        subprocess.run(["ip", "addr", "add", f"10.213.{third}.{fourth + 1}/28", "dev", self._bridge], check=True)
+        subprocess.run(["ip", "addr", "add", f"10.{second}.{third}.1/20", "dev", self._bridge], check=True)
         subprocess.run(["ip", "link", "set", self._bridge, "up"], check=True)
 
     def _log_tail(self) -> str:
