@@ -154,6 +154,7 @@ def test_what_cannot_be_placed_waits_and_says_why(cluster: PwmCluster) -> None:
     cluster.ok("delete", "wk", "toolarge")
 
 
+@pytest.mark.timeout(400)  # an engine on two busy cores starts three a second
 def test_two_hundred_workloads_applied_at_once_all_run_to_their_end(cluster: PwmCluster) -> None:
     documents = "".join(manifest(f"many-{n}", f"echo {n}", cpu="10m", memory="8MiB") for n in range(200))
     out = cluster.ok("apply", "-f", "-", input=documents, timeout_s=120)
