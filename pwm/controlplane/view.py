@@ -78,6 +78,11 @@ class View:
         return self._kinds[kind].get(uid)
 
     def by_name(self, kind: str, name: str, *, group: str = "") -> Any | None:
+        if kind == "Container":
+            # Name and uid say the same of it: which workload, replica and attempt.
+            workload, *attempt = name.rsplit(".", 2)
+            owner = self._names.get(("Workload", group, workload))
+            return self.get(kind, ".".join([owner, *attempt])) if owner else None
         uid = self._names.get((kind, group, name))
         return self.get(kind, uid) if uid else None
 
@@ -109,12 +114,13 @@ class View:
         """One head, at bootstrap."""
         message: Any = STATE_TYPES[kind].FromString(state)
         self._kinds[kind][uid] = Entry(message, revision)
-        metadata = message.metadata
-        self._names[kind, metadata.group, metadata.name] = uid
         if kind == "Container":
             spec = message.spec
             self._by_workload[spec.workload_uid][uid] = message
             self._by_node[spec.node][uid] = message
+        else:
+            metadata = message.metadata
+            self._names[kind, metadata.group, metadata.name] = uid
 
     def clear(self) -> None:
         """Forget everything before a rebuild; who follows is told to start over."""
@@ -169,14 +175,6 @@ class View:
 
     def _index(self, kind: str, uid: str, before: State | None, after: State | None) -> None:
         state = after if after is not None else before
-        if state is None:
-            return
-        key = (kind, state.metadata.group, state.metadata.name)
-        if after is None:
-            if self._names.get(key) == uid:
-                del self._names[key]
-        else:
-            self._names[key] = uid
         if isinstance(state, Container):
             for index, name in ((self._by_workload, state.spec.workload_uid), (self._by_node, state.spec.node)):
                 if isinstance(after, Container):
@@ -185,6 +183,12 @@ class View:
                     index[name].pop(uid, None)
                     if not index[name]:
                         del index[name]
+        elif state is not None:
+            key = (kind, state.metadata.group, state.metadata.name)
+            if after is not None:
+                self._names[key] = uid
+            elif self._names.get(key) == uid:
+                del self._names[key]
 
     # ---- following
 

@@ -83,3 +83,13 @@ async def test_a_rebuilt_view_holds_the_same_and_followers_start_over(plane: Pla
                 fresh.load(head.stream.kind, head.stream.uid, state=head.state, revision=head.revision)
     assert [g.metadata.name for g in fresh.all("Group")] == ["b"]
     assert fresh.entry("Group", "b") == plane.view.entry("Group", "b")
+
+
+async def test_a_container_is_found_by_its_name(plane: Plane) -> None:
+    workload = Change("Workload", "w1", "a.b", "g", None, (ev.WorkloadApplied(),))
+    container = Change("Container", "w1.3.2", "a.b.3.2", "g", None, (ev.ContainerPlaced(),))
+    await plane.commands.run(lambda: [workload, container], actor=ACTOR)
+    found = plane.view.by_name("Container", "a.b.3.2", group="g")
+    assert found is plane.view.get("Container", "w1.3.2")
+    assert plane.view.by_name("Container", "a.b.3.9", group="g") is None
+    assert plane.view.by_name("Container", "nonsense", group="g") is None
