@@ -13,7 +13,7 @@ slow one is told to start over (`Resync`) instead of holding up the rest or grow
 import asyncio
 import bisect
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -234,7 +234,7 @@ class OutOfStep(Exception):
 
 
 class Subscription:
-    """A bounded queue of changes; iterate it, or take what waits as one batch."""
+    """A bounded queue of changes; what waits is taken as one batch."""
 
     def __init__(self) -> None:
         self._queue: deque[ViewChange] = deque()
@@ -263,11 +263,3 @@ class Subscription:
         changes = list(self._queue)
         self._queue.clear()
         return changes
-
-    def waiting(self) -> Iterable[ViewChange]:
-        return tuple(self._queue)
-
-    async def __aiter__(self) -> AsyncIterator[ViewChange]:
-        while True:
-            for change in await self.batch():
-                yield change

@@ -29,7 +29,6 @@ from pwm.controlplane.core.scheduling.queue import Waiting
 from pwm.controlplane.errors import ApiError
 from pwm.controlplane.view import View
 
-Outcome = ApplyResult.Outcome
 # Where a document asks for what no node has.
 _ASKED_IN = {
     Reason.EMPTY_NODE_SELECTOR: "spec.selectors.node",

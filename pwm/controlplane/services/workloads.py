@@ -28,6 +28,8 @@ from pwm.controlplane.errors import ApiError, conflict, invalid, not_found
 from pwm.controlplane.services.exec import ExecBridge
 from pwm.controlplane.services.explaining import Explainer
 from pwm.controlplane.services.logs import LogReader
+from pwm.controlplane.store.commits import ReceiptWrite
+from pwm.controlplane.store.errors import AlreadyAnswered
 from pwm.controlplane.view import View
 
 Answer = TypeVar("Answer")
@@ -75,10 +77,16 @@ class WorkloadService:
     async def _change(
         self, request: Any, context: CallContext, decide: Callable[[Workload], tuple[Payload, ...]]
     ) -> tuple[int, bool]:
+        # With the caller's key, a retry of a command whose answer was lost is answered and not done twice.
+        key, name = context.idempotency_key, context.principal.name
         try:
             outcome = await self._commands.run(
-                lambda: [change(w := self._find(request, context), *decide(w))], actor=context.principal.actor
+                lambda: [change(w := self._find(request, context), *decide(w))],
+                actor=context.principal.actor,
+                receipt=ReceiptWrite(name, key, b"") if key else None,
             )
+        except AlreadyAnswered as error:
+            return error.revision, True
         except Refusal as error:
             raise conflict(str(error), next_step=error.next_step) from error
         return outcome.revision, bool(outcome.changes)
