@@ -1,0 +1,73 @@
+"""Nobody is shown what belongs to a group they may not see (I12)."""
+
+from typing import Any
+
+import pytest
+
+from pwm.api.v1 import events_pb2 as ev
+from pwm.api.v1 import services_pb2 as api
+from pwm.api.v1.identity_pb2 import User, Verbs
+from pwm.controlplane.auth import Authorizer, Principal
+from pwm.controlplane.clock import Clock
+from pwm.controlplane.context import CallContext
+from pwm.controlplane.core.decide import Change
+from pwm.controlplane.core.scheduling.cluster import Cluster
+from pwm.controlplane.queries import Queries
+from pwm.controlplane.services.events import EventService
+from pwm.controlplane.services.resources import ResourceService
+from tests.unit.controlplane.conftest import ACTOR, Plane
+
+SEEN, HIDDEN = "vision", "secret"
+
+
+@pytest.fixture
+async def both_groups(plane: Plane) -> Plane:
+    for group in (SEEN, HIDDEN):
+        new = Change("Workload", f"uid-{group}", f"of-{group}", group, None, (ev.WorkloadApplied(),))
+        await plane.commands.run(lambda new=new: [new], actor=ACTOR)  # type: ignore[misc]
+    return plane
+
+
+def context() -> CallContext:
+    user = User()
+    user.metadata.name = "ann"
+    everything = {"pwm.all": Verbs(verbs=["pwm.all"])}
+    user.spec.groups.add(name=SEEN, policy=everything)
+    return CallContext(principal=Principal(user=user))
+
+
+def resources(plane: Plane) -> ResourceService:
+    unused: Any = None
+    clock = Clock()
+    return ResourceService(
+        view=plane.view,
+        queries=Queries(view=plane.view, cluster=Cluster(), clock=clock),
+        commands=plane.commands,
+        applier=unused,
+        authorizer=Authorizer(plane.view),
+        clock=clock,
+        stale_since_ms=lambda: 0,
+    )
+
+
+@pytest.mark.parametrize("kind", ["Workload", "Event", "Bind"])
+async def test_a_list_of_all_groups_leaves_out_those_of_others(both_groups: Plane, kind: str) -> None:
+    request = api.ListRequest(kind=kind, all_groups=True, format=api.TABLE)
+    answer = await resources(both_groups).List(request, context())
+    assert SEEN in answer.text
+    assert HIDDEN not in answer.text
+
+
+async def test_a_watch_of_all_groups_leaves_out_those_of_others(both_groups: Plane) -> None:
+    seen = []
+    async for answer in resources(both_groups).Watch(api.WatchRequest(kind="Workload", all_groups=True), context()):
+        if answer.type == api.WatchResponse.SYNCED:
+            break
+        seen.append(answer.resource.workload.metadata.group)
+    assert seen == [SEEN]
+
+
+async def test_events_of_all_groups_leave_out_those_of_others(both_groups: Plane) -> None:
+    service = EventService(view=both_groups.view, store=both_groups.store, authorizer=Authorizer(both_groups.view))
+    answers = service.ListEvents(api.ListEventsRequest(all_groups=True), context())
+    assert [answer.event.group async for answer in answers] == [SEEN]
