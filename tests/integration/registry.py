@@ -1,6 +1,6 @@
 """A registry for tests: one image that can be pulled, in as much of the protocol as Docker needs for it.
 
-Engines trust registries on loopback without TLS. `layer_delay_s` makes a pull last; `denied` asks for a log-in.
+Engines trust registries on loopback without TLS. `layer_delay_s`, between its chunks, makes a pull last; `denied` asks for a log-in.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from pathlib import Path
 from aiohttp import web
 
 BUSYBOX = Path("/bin/busybox")
-_CHUNK_BYTES = 256 * 1024
+_CHUNK_BYTES = 32 * 1024
 
 
 class Registry:

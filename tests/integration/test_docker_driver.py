@@ -486,7 +486,7 @@ async def test_an_image_is_pulled_once_for_all_who_ask_with_progress(
     driver: DockerDriver, order: Order, registry: Registry, docker_engine: DockerEngine
 ) -> None:
     image = f"{registry.address}/public"
-    registry.layer_delay_s = 0.1
+    registry.layer_delay_s = 0.02
     orders = [order(image=image) for _ in range(5)]
     seen: dict[str, list[PullProgress]] = {assignment.uid: [] for assignment in orders}
     try:
@@ -504,7 +504,8 @@ async def test_an_image_is_pulled_once_for_all_who_ask_with_progress(
 
 
 async def test_a_pull_that_nobody_wants_any_more_ends(driver: DockerDriver, order: Order, registry: Registry) -> None:
-    registry.layer_delay_s = 3600.0
+    # A drip, not a stop: an engine notices that it should hang up only once it has read the next bytes.
+    registry.layer_delay_s = 1.0
     pulling = asyncio.ensure_future(driver.prepare(order(image=f"{registry.address}/public"), lambda _: None))
     await soon(registry.downloading.wait())
     pulling.cancel()
