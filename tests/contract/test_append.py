@@ -1,13 +1,16 @@
 """Appending decisions: what is checked, what is refused and why, on each backend."""
 
 import asyncio
+from contextlib import aclosing
 
 import pytest
 
+from pwm.api.v1.store_pb2 import Head
 from pwm.controlplane.store import errors
 from pwm.controlplane.store.eventstore import (
     COMMIT_LIMIT_OPERATIONS,
     EVENT_LIMIT_BYTES,
+    HEADS_AT_ONCE,
     STATE_LIMIT_BYTES,
     EventStore,
     Guard,
@@ -15,7 +18,7 @@ from pwm.controlplane.store.eventstore import (
     StreamId,
     StreamWrite,
 )
-from pwm.controlplane.store.kv import KV
+from pwm.controlplane.store.kv import KV, Put
 from tests.contract.decisions import all_heads, birth, change, commit, head_of, stream
 
 A, B = stream("a"), stream("b")
@@ -197,6 +200,32 @@ async def test_heads_are_paged_at_one_revision(store: EventStore) -> None:
     assert len(heads) == 20
     assert revision == max(head.revision for head in heads.values())
     assert {head.version for head in heads.values()} == {1}
+
+
+async def test_many_heads_come_in_parts_between_which_others_run(store: EventStore, kv: KV) -> None:
+    count, head = 2 * HEADS_AT_ONCE + 1, Head(version=1, state=b"s").SerializeToString()
+    keys = [store.keys.head(stream(f"{i:04}")) for i in range(count)]
+    for first in range(0, count, COMMIT_LIMIT_OPERATIONS):
+        await kv.txn([], [Put(key, head) for key in keys[first : first + COMMIT_LIMIT_OPERATIONS]])
+    turns = 0
+
+    async def someone_else() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with asyncio.TaskGroup() as group:
+        other = group.create_task(someone_else())
+        parts, turns_before = [], []
+        async with aclosing(store.heads(page_keys=count)) as pages:
+            async for part in pages:
+                parts.append([x.stream.uid for x in part.heads])
+                turns_before.append(turns)
+        other.cancel()
+    assert [uid for part in parts for uid in part] == [f"{i:04}" for i in range(count)]
+    assert [len(part) for part in parts] == [HEADS_AT_ONCE, HEADS_AT_ONCE, 1]
+    assert turns_before[0] < turns_before[1] < turns_before[2]
 
 
 def kind_state(i: int, j: int) -> bytes:

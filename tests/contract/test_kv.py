@@ -7,7 +7,7 @@ import pytest
 
 from pwm.controlplane.store import errors
 from pwm.controlplane.store.keys import Keys
-from pwm.controlplane.store.kv import KV, Compare, Delete, Put, Read, Target, WatchEvent, prefix_end
+from pwm.controlplane.store.kv import KV, Compare, Delete, KeyValue, Put, Read, Target, WatchEvent, prefix_end
 
 
 @pytest.fixture
@@ -71,6 +71,33 @@ async def test_pages_are_all_of_the_first_pages_revision(kv: KV, prefix: bytes) 
             await kv.put(prefix + b"6", b"new")
             await kv.put(prefix + b"7", b"new")
     assert values == [b"old"] * 7
+
+
+async def test_a_walk_that_is_left_early_leaves_nothing_running(kv: KV, prefix: bytes) -> None:
+    for i in range(7):
+        await kv.put(prefix + b"%d" % i, b"")
+    before = asyncio.all_tasks()
+    async with aclosing(kv.pages(prefix, page_keys=2)) as pages:
+        async for page in pages:
+            assert [x.key for x in page.kvs] == [prefix + b"0", prefix + b"1"]
+            break
+    assert asyncio.all_tasks() == before
+
+
+async def test_a_walk_that_compaction_overtakes_says_so(kv: KV, prefix: bytes) -> None:
+    for i in range(7):
+        await kv.put(prefix + b"%d" % i, b"")
+    seen: list[KeyValue] = []
+
+    async def walk() -> None:
+        async with aclosing(kv.pages(prefix, page_keys=2)) as pages:
+            async for page in pages:
+                seen.extend(page.kvs)
+                await kv.compact(await kv.put(prefix + b"0", b"new"))
+
+    with pytest.raises(errors.Compacted):
+        await walk()
+    assert 0 < len(seen) < 7
 
 
 async def test_a_range_of_no_keys_tells_the_revision(kv: KV, prefix: bytes) -> None:

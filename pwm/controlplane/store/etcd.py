@@ -10,7 +10,7 @@ attempt was certainly not applied.
 import asyncio
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import grpc
 import grpc.aio
@@ -75,7 +75,7 @@ class EtcdKV:
     def __init__(self, addresses: Sequence[str], *, credentials: grpc.ChannelCredentials | None = None) -> None:
         self._endpoints = Endpoints(addresses, credentials=credentials)
 
-    async def __aenter__(self) -> "EtcdKV":
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -118,21 +118,33 @@ class EtcdKV:
     async def pages(
         self, prefix: bytes, *, revision: int = 0, keys_only: bool = False, page_keys: int = 0
     ) -> AsyncGenerator[Page, None]:
-        key, end, limit = prefix, prefix_end(prefix), page_keys or PAGE_KEYS
-        while True:
+        end = prefix_end(prefix)
+        page = await self.range(prefix, end, limit=page_keys or PAGE_KEYS, revision=revision, keys_only=keys_only)
+        revision = revision or page.revision
+        while page.more:
+            start, limit = page.kvs[-1].key + b"\0", page_keys or _next_limit(page)
+            # etcd reads the next page while the caller works on this one.
+            ahead = asyncio.create_task(
+                self._page_of_a_walk(start, end, limit=limit, revision=revision, keys_only=keys_only)
+            )
             try:
-                page = await self.range(key, end, limit=limit, revision=revision, keys_only=keys_only)
-            except errors.RequestTooLarge:
-                if page_keys or limit == PAGE_KEYS:
-                    raise
-                limit = PAGE_KEYS
-                continue
-            page.revision = revision = revision or page.revision
-            yield page
-            if not page.more:
-                return
-            key = page.kvs[-1].key + b"\0"
-            limit = page_keys or _next_limit(page)
+                page.revision = revision
+                yield page
+                page = await ahead
+            finally:
+                ahead.cancel()
+                await asyncio.gather(ahead, return_exceptions=True)
+        page.revision = revision
+        yield page
+
+    async def _page_of_a_walk(self, key: bytes, end: bytes, *, limit: int, revision: int, keys_only: bool) -> Page:
+        """At most `limit` keys, or if they weigh too much together, as many as surely fit."""
+        try:
+            return await self.range(key, end, limit=limit, revision=revision, keys_only=keys_only)
+        except errors.RequestTooLarge:
+            if limit <= PAGE_KEYS:
+                raise
+            return await self.range(key, end, limit=PAGE_KEYS, revision=revision, keys_only=keys_only)
 
     async def put(self, key: bytes, value: bytes, *, lease: int = 0) -> int:
         request = pb.PutRequest(key=key, value=value, lease=lease)

@@ -65,6 +65,10 @@ RECEIPT_KEPT_S = 24 * 3600
 RECEIPT_LEASE_USED_S = 3600
 """Receipts of an hour share one lease: a lease each would cost etcd more than the receipts."""
 
+HEADS_AT_ONCE = 500
+"""Heads are handed out in parts, a few milliseconds each: in between the loop sends for the next page of the
+walk, and renews leases and answers calls that cannot wait for all of them."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -126,7 +130,10 @@ class EventStore:
             async for page in walk:
                 if first_versions is None:
                     first_versions = await self.first_versions(revision=page.revision)
-                yield HeadPage(page.revision, [self._stored_head(kv, first_versions) for kv in page.kvs])
+                for first in range(0, max(1, len(page.kvs)), HEADS_AT_ONCE):
+                    await asyncio.sleep(0)
+                    part = page.kvs[first : first + HEADS_AT_ONCE]
+                    yield HeadPage(page.revision, [self._stored_head(kv, first_versions) for kv in part])
 
     async def newest_event(self, *, after_revision: int) -> int:
         """Revision of the newest event there is now; `after_revision` when nothing happened since.
