@@ -98,8 +98,8 @@ def read_settings(settings: Sequence[Setting], given: dict[str, Any]) -> dict[st
 
 
 def _file(path: str) -> dict[str, Any]:
-    from pwm.cli.manifest import read_documents
-    from pwm.cli.yamlreader import ManifestError
+    from pwm.cli.sources import read_documents
+    from pwm.manifest.cutting import ManifestError
 
     found = list(read_documents([path]))
     if len(found) != 1:
@@ -144,6 +144,13 @@ def label(text: str) -> tuple[str, str]:
     if not equals or not key:
         raise ValueError(f"{text!r} is not KEY=VALUE")
     return key, value
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isdecimal() or not 0 < int(text) < 10**6:
+        raise ValueError(f"{text!r} is not a whole number from 1")
+    return int(text)
 
 
 def size(text: str) -> int:

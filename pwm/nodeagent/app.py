@@ -45,7 +45,7 @@ class Agent:
     def __init__(self, config: AgentConfig, *, drivers: list[Driver], dial: Dial = dial_insecure) -> None:
         self._config = config
         self._drivers = drivers
-        self._machine = machine()
+        self._machine = machine(cpus=config.cpus, memory_bytes=config.memory_bytes)
         self._devices: list[GPUDevice] = []
         self._journal = Journal(config.state_dir / "journal.db")
         self._logs = LogStore(
@@ -61,7 +61,7 @@ class Agent:
             clock_ns=time.time_ns,
             on_drivers_changed=self._drivers_changed,
         )
-        self._gpus = GpuMonitor(self.supervisor.runtime_ids)
+        self._gpus = GpuMonitor(self.supervisor.runtime_ids, only=config.gpus)
         self._sampler = NodeSampler(disk=config.state_dir, gpus=self._gpus)
         relays = Relays(token=config.token, logs=self._logs, find=self.supervisor.find)
         self.sessions = Sessions(

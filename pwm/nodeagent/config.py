@@ -39,6 +39,11 @@ class AgentConfig:
     log_max_bytes: int = 1 * GIB
     log_total_bytes: int = 20 * GIB
     log_keep_days: int = 7
+    # Offer at most so much of the machine, where several agents or other programs share it; 0: all there is.
+    cpus: int = 0
+    memory_bytes: int = 0
+    # UUIDs of the GPUs to offer; None: all.
+    gpus: frozenset[str] | None = None
     # HOST:PORT for /healthz, /readyz and /metrics; empty: none.
     health_address: str = ""
     # debug, info, warning or error; as JSON for machines.
@@ -50,6 +55,8 @@ class AgentConfig:
             raise ConfigError("An agent needs the address of at least one controller, such as 127.0.0.1:4701")
         if not self.token:
             raise ConfigError("An agent needs a token; an admin makes one with `pwm admin join-token`")
+        if self.cpus < 0 or self.memory_bytes < 0:
+            raise ConfigError("An agent offers at least one CPU and some memory; leave them out to offer all there is")
         if not self.docker_host.startswith("unix://"):
             raise ConfigError(
                 f"The Docker host {self.docker_host!r} is not on this machine; an agent needs a socket, "

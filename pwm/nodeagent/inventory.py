@@ -1,5 +1,8 @@
 """What this machine is: processors, memory, system. Read once; drivers and GPUs are added by who knows them.
 
+An agent may be told to offer only a share of its machine (`--cpus`, `--memory`, `--gpus`): several agents on one
+machine would otherwise each promise all of it.
+
 python -m pwm.nodeagent.inventory     prints, as JSON, what an agent would tell about this machine now
 """
 
@@ -23,17 +26,18 @@ _PROC = Path("/proc")
 _CPU_NAMES = ("model name", "Model", "Hardware", "cpu model")
 
 
-def machine() -> Inventory:
-    """Everything that does not change while the agent runs."""
+def machine(*, cpus: int = 0, memory_bytes: int = 0) -> Inventory:
+    """Everything that does not change while the agent runs; of CPUs and memory at most so much (0: all)."""
+    # What this process may use: an agent that was given part of a machine offers that part.
+    cpu_count, memory = len(os.sched_getaffinity(0)), _memory_bytes()
     return Inventory(
         agent_version=VERSION,
         boot_id=_read(_PROC / "sys/kernel/random/boot_id").strip(),
         os=_os_name(),
         kernel=platform.release(),
         cpu_product=_cpu_product(),
-        # What this process may use: an agent that was given part of a machine offers that part.
-        cpu_count=len(os.sched_getaffinity(0)),
-        memory_bytes=_memory_bytes(),
+        cpu_count=min(cpu_count, cpus or cpu_count),
+        memory_bytes=min(memory, memory_bytes or memory),
     )
 
 

@@ -17,6 +17,7 @@ from pwm.cli.settings import (
     host_and_port,
     label,
     path,
+    positive,
     read_settings,
     size,
     split_address,
@@ -53,6 +54,9 @@ AGENT_SETTINGS = (
     Setting("log_max_bytes", "Most that is kept of one container's output.", metavar="SIZE", convert=size),
     Setting("log_total_bytes", "Most that is kept of all output.", metavar="SIZE", convert=size),
     Setting("log_keep_days", "Days that output is kept after the end.", metavar="N", convert=int),
+    Setting("cpus", "Most CPUs to offer, where others use this machine too.", metavar="N", convert=positive),
+    Setting("memory", "Most memory to offer.", metavar="SIZE", convert=size),
+    Setting("gpus", "GPUs to offer, by UUID, or none; otherwise all.", metavar="UUID", multiple=True),
     Setting("health", "Address for health checks and metrics.", metavar="HOST:PORT", convert=host_and_port),
     _LOG_LEVEL,
     _LOG_FORMAT,
@@ -83,9 +87,13 @@ def agent(invocation: Invocation, **given: Any) -> int:
     values["token"] = _node_token(values.pop("node_token_file", None))
     if "log_format" in values:
         values["log_json"] = values.pop("log_format") == "json"
-    for name, field in (("node_zone", "zone"), ("health", "health_address"), ("label", "labels")):
+    for name, field in (("node_zone", "zone"), ("health", "health_address"), ("memory", "memory_bytes")):
         if name in values:
-            values[field] = dict(values.pop(name)) if name == "label" else values.pop(name)
+            values[field] = values.pop(name)
+    if "label" in values:
+        values["labels"] = dict(values.pop("label"))
+    if "gpus" in values:
+        values["gpus"] = frozenset(values["gpus"]) - {"none"}
     try:
         return app.main(AgentConfig(**values))
     except ConfigError as error:

@@ -7,10 +7,11 @@ for a while counts. When the driver hangs, the last look stays and all GPUs are 
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Thread
+from typing import TypeVar
 
 from pwm.api.v1.agent_pb2 import GPUUsage
 from pwm.api.v1.node_pb2 import GPUDevice
@@ -25,19 +26,26 @@ _FRESH_S = 0.5
 _PROC = Path("/proc")
 _SHIM_NAME = "process_shim.py"
 
+T = TypeVar("T", GPUDevice, GPUUsage)
+
 
 class GpuMonitor:
-    """`containers` gives the runtime id (as in its control group) → uid of all containers that live."""
+    """`containers` gives the runtime id (as in its control group) → uid of all containers that live.
+
+    With `only`, GPUs of other UUIDs are none of this agent's business: another one offers them.
+    """
 
     def __init__(
         self,
         containers: Callable[[], Mapping[str, str]],
         *,
+        only: Collection[str] | None = None,
         foreign_after_s: float = FOREIGN_AFTER_S,
         nvml: Nvml | None = None,
         proc: Path = _PROC,
     ) -> None:
         self._containers = containers
+        self._only = only
         self._foreign_after_s = foreign_after_s
         self._nvml = nvml or Nvml()
         self._proc = proc
@@ -54,11 +62,14 @@ class GpuMonitor:
 
     async def devices(self) -> list[GPUDevice]:
         """For the inventory."""
-        return list((await self._look()).devices)
+        return self._ours((await self._look()).devices)
 
     async def usage(self) -> list[GPUUsage]:
         """For heartbeats; each process with its container."""
-        return list((await self._look()).usage)
+        return self._ours((await self._look()).usage)
+
+    def _ours(self, items: Iterable[T]) -> list[T]:
+        return [item for item in items if self._only is None or item.uuid in self._only]
 
     def close(self) -> None:
         """Lets go of the driver, unless it is hanging."""

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from pwm.cli.commands.daemons import AGENT_SETTINGS, CONTROLLER_SETTINGS
+from pwm.cli.commands.daemons import AGENT_SETTINGS, CONTROLLER_SETTINGS, agent
 from pwm.cli.errors import CliError, UsageError
+from pwm.cli.invocation import Invocation
 from pwm.cli.settings import Setting, host_and_port, read_settings
+from pwm.nodeagent.config import AgentConfig
 
 SETTINGS = (
     Setting("etcd", "", multiple=True, convert=host_and_port),
@@ -72,3 +74,18 @@ def test_names_and_variables_of_settings_are_told_apart() -> None:
     for settings in (AGENT_SETTINGS, CONTROLLER_SETTINGS):
         assert len({setting.name for setting in settings}) == len(settings)
         assert len({setting.variable for setting in settings}) == len(settings)
+
+
+def test_an_agents_share_of_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pwm.nodeagent import app
+
+    seen: list[AgentConfig] = []
+    monkeypatch.setattr(app, "main", lambda config: seen.append(config) or 0)
+    monkeypatch.setenv("PWM_NODE_TOKEN", "t")
+    with Invocation({}) as invocation:
+        agent(invocation, cpus=2, memory=8 << 30, gpus=("GPU-a", "GPU-b"))
+        agent(invocation, gpus=("none",))
+        agent(invocation)
+    assert [(c.cpus, c.memory_bytes, c.gpus) for c in seen] == [
+        (2, 8 << 30, {"GPU-a", "GPU-b"}), (0, 0, frozenset()), (0, 0, None),
+    ]  # fmt: skip

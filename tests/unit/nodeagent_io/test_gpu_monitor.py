@@ -183,3 +183,18 @@ async def test_a_look_that_fails_is_an_error_once_and_not_for_ever(fake_gpus: Fa
         assert len(await monitor.devices()) == 2
     finally:
         monitor.close()
+
+
+async def test_gpus_that_another_agent_offers_are_not_told(fake_gpus: FakeGpus) -> None:
+    fake_gpus.set("count 4")
+    monitor = GpuMonitor(dict, only={fake_gpus.uuid(1), fake_gpus.uuid(3)})
+    try:
+        assert [device.index for device in await monitor.devices()] == [1, 3]
+        assert [usage.uuid for usage in await monitor.usage()] == [fake_gpus.uuid(1), fake_gpus.uuid(3)]
+    finally:
+        monitor.close()
+    none = GpuMonitor(dict, only=())
+    try:
+        assert await none.devices() == []
+    finally:
+        none.close()

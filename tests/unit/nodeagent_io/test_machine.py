@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pwm.nodeagent.config import GIB
 from pwm.nodeagent.gpu.monitor import GpuMonitor
 from pwm.nodeagent.inventory import machine
 from pwm.nodeagent.stats import NodeSampler
@@ -66,3 +67,11 @@ def test_the_machine_says_what_it_is() -> None:
     assert found.memory_bytes > 0
     assert found.cpu_product
     assert found.os
+
+
+def test_an_agent_with_a_share_offers_at_most_that() -> None:
+    whole = machine()
+    small = machine(cpus=1, memory_bytes=GIB)
+    assert (small.cpu_count, small.memory_bytes) == (1, min(GIB, whole.memory_bytes))
+    more = machine(cpus=10_000, memory_bytes=1 << 60)
+    assert (more.cpu_count, more.memory_bytes) == (whole.cpu_count, whole.memory_bytes)
