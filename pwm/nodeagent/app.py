@@ -12,7 +12,6 @@ agent that is killed, only without the goodbyes.
 import asyncio
 import fcntl
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,18 +21,14 @@ import structlog
 from pwm import daemon_log
 from pwm.api.v1.agent_pb2 import ContainerUsage, NodeUsage
 from pwm.api.v1.node_pb2 import GPUDevice, Inventory
-from pwm.nodeagent.config import DAY_S, AgentConfig, ConfigError
+from pwm.nodeagent.config import AgentConfig, ConfigError
 from pwm.nodeagent.drivers.docker import DockerDriver
 from pwm.nodeagent.drivers.driver import Driver
 from pwm.nodeagent.drivers.process import ProcessDriver
-from pwm.nodeagent.gpu.monitor import GpuMonitor
 from pwm.nodeagent.health import Health
-from pwm.nodeagent.inventory import machine
-from pwm.nodeagent.journal import Journal
-from pwm.nodeagent.logs.store import LogStore
+from pwm.nodeagent.host import Host
 from pwm.nodeagent.relay import Relays
 from pwm.nodeagent.session import Callbacks, Dial, Sessions, dial_insecure
-from pwm.nodeagent.stats import NodeSampler
 from pwm.nodeagent.supervisor import Supervisor
 
 log = structlog.get_logger(__name__)
@@ -42,28 +37,22 @@ log = structlog.get_logger(__name__)
 class Agent:
     """Everything of one agent; `run` it once."""
 
-    def __init__(self, config: AgentConfig, *, drivers: list[Driver], dial: Dial = dial_insecure) -> None:
+    def __init__(
+        self, config: AgentConfig, *, drivers: list[Driver], dial: Dial = dial_insecure, host: Host | None = None
+    ) -> None:
         self._config = config
         self._drivers = drivers
-        self._machine = machine(cpus=config.cpus, memory_bytes=config.memory_bytes)
-        self._devices: list[GPUDevice] = []
-        self._journal = Journal(config.state_dir / "journal.db")
-        self._logs = LogStore(
-            config.state_dir / "logs",
-            max_bytes=config.log_max_bytes,
-            total_bytes=config.log_total_bytes,
-            keep_s=config.log_keep_days * DAY_S,
-        )
+        self._host = host or Host(config)
+        self._gpus: list[GPUDevice] = []
         self.supervisor = Supervisor(
             drivers=drivers,
-            journal=self._journal,
-            output=self._logs,
-            clock_ns=time.time_ns,
+            journal=self._host.journal,
+            output=self._host.logs,
+            clock_ns=self._host.now_ns,
             on_drivers_changed=self._drivers_changed,
         )
-        self._gpus = GpuMonitor(self.supervisor.runtime_ids, only=config.gpus)
-        self._sampler = NodeSampler(disk=config.state_dir, gpus=self._gpus)
-        relays = Relays(token=config.token, logs=self._logs, find=self.supervisor.find)
+        self._devices = self._host.devices(self.supervisor.runtime_ids)
+        relays = Relays(token=config.token, logs=self._host.logs, find=self.supervisor.find)
         self.sessions = Sessions(
             servers=config.servers,
             token=config.token,
@@ -79,14 +68,14 @@ class Agent:
             dial=dial,
         )
 
-        self._health = Health(supervisor=self.supervisor, sessions=self.sessions, journal=self._journal)
+        self._health = Health(supervisor=self.supervisor, sessions=self.sessions, journal=self._host.journal)
 
     async def run(self) -> None:
         """Until cancelled."""
         log.info("agent starts", node=self._config.node, servers=list(self._config.servers))
         try:
             async with self._health.serving(self._config.health_address), asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._logs.run())
+                tasks.create_task(self._host.logs.run())
                 async with self.supervisor.running():
                     # So that the first hello says what there is.
                     await self.supervisor.engines_asked()
@@ -94,9 +83,8 @@ class Agent:
         finally:
             for driver in self._drivers:
                 await driver.close()
-            self._gpus.close()
-            await self._logs.close()
-            self._journal.close()
+            self._devices.close()
+            await self._host.close()
             log.info("agent stopped, containers run on", node=self._config.node)
 
     def _drivers_changed(self) -> None:
@@ -104,22 +92,22 @@ class Agent:
 
     async def _inventory(self) -> Inventory:
         inventory = Inventory()
-        inventory.CopyFrom(self._machine)
-        self._devices = await self._gpus.devices()
-        inventory.gpus.extend(self._devices)
-        inventory.nvidia_driver = self._gpus.driver_version
+        inventory.CopyFrom(self._host.inventory)
+        self._gpus = await self._devices.gpus()
+        inventory.gpus.extend(self._gpus)
+        inventory.nvidia_driver = self._devices.nvidia_driver
         inventory.drivers.extend(self.supervisor.drivers())
         inventory.labels.update(self._config.labels)
         inventory.address = self._config.address
         return inventory
 
     async def _sample(self) -> NodeUsage:
-        usage = await self._sampler.sample()
+        usage = await self._devices.usage()
         running = self.supervisor.running_uids()
         for driver in self._drivers:
             usage.containers.extend(await driver.usage(running.get(driver.name, ())))
         usage.containers.extend(ContainerUsage(uid=uid, pull=pull) for uid, pull in self.supervisor.pulls().items())
-        if await self._gpus.devices() != self._devices:
+        if await self._devices.gpus() != self._gpus:
             # A GPU was lost, or somebody else uses it: the scheduler must know.
             self.sessions.inventory_changed()
         return usage

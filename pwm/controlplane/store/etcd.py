@@ -18,7 +18,7 @@ import structlog
 
 from pwm.api.etcd import rpc_pb2 as pb
 from pwm.controlplane.store import errors
-from pwm.controlplane.store.etcd_channels import Endpoint, Endpoints, translate
+from pwm.controlplane.store.etcd_channels import Dial, Endpoint, Endpoints, translate
 from pwm.controlplane.store.etcd_watch import key_value, watch
 from pwm.controlplane.store.kv import (
     PAGE_KEYS,
@@ -72,8 +72,15 @@ Method = Callable[[Endpoint, float], Awaitable[T]]
 class EtcdKV:
     """The `KV` protocol on etcd. Use it within one event loop; `close` it when done."""
 
-    def __init__(self, addresses: Sequence[str], *, credentials: grpc.ChannelCredentials | None = None) -> None:
-        self._endpoints = Endpoints(addresses, credentials=credentials)
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        dial: Dial | None = None,
+    ) -> None:
+        """`dial` opens the channels, for the simulator; else they are gRPC's own."""
+        self._endpoints = Endpoints(addresses, credentials=credentials, dial=dial)
 
     async def __aenter__(self) -> Self:
         return self

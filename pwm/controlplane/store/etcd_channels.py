@@ -11,8 +11,9 @@ request, and connections that were never made, count as surely not applied.
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import grpc
@@ -69,6 +70,9 @@ _ASK_ANOTHER = (
     grpc.StatusCode.ABORTED,
 )
 
+# Opens a channel to HOST:PORT.
+Dial = Callable[[str], grpc.aio.Channel]
+
 
 @dataclass(slots=True)
 class Endpoint:
@@ -90,10 +94,17 @@ class Endpoint:
 class Endpoints:
     """The members in an order of this client's own, so that replicas spread over them."""
 
-    def __init__(self, addresses: Sequence[str], *, credentials: grpc.ChannelCredentials | None = None) -> None:
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        dial: Dial | None = None,
+    ) -> None:
         assert addresses, "etcd needs at least one address"
         shuffled = random.sample(list(addresses), len(addresses))
-        self.all = [_connect(_target(address), credentials) for address in shuffled]
+        connect = dial or partial(_dial, credentials=credentials)
+        self.all = [_endpoint(target, connect(target)) for target in map(_target, shuffled)]
 
     def pick(self) -> Endpoint:
         """The first member that is not shunned, else the one whose time is up soonest."""
@@ -113,11 +124,13 @@ def _target(address: str) -> str:
     return address.removeprefix("http://").removeprefix("https://").rstrip("/")
 
 
-def _connect(address: str, credentials: grpc.ChannelCredentials | None) -> Endpoint:
+def _dial(address: str, *, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
     if credentials is None:
-        channel = grpc.aio.insecure_channel(address, CHANNEL_OPTIONS)
-    else:
-        channel = grpc.aio.secure_channel(address, credentials, CHANNEL_OPTIONS)
+        return grpc.aio.insecure_channel(address, CHANNEL_OPTIONS)
+    return grpc.aio.secure_channel(address, credentials, CHANNEL_OPTIONS)
+
+
+def _endpoint(address: str, channel: grpc.aio.Channel) -> Endpoint:
     return Endpoint(
         address,
         channel,
