@@ -43,7 +43,7 @@ def serve(rows: int, pipe: Connection) -> None:
 async def _serve(rows: int, pipe: Connection) -> None:
     from prometheus_client import CollectorRegistry
 
-    from pwm.controlplane.app import ControlPlane
+    from pwm.controlplane.plane import ControlPlane
     from pwm.controlplane.clock import Clock
     from pwm.controlplane.gateway.gateway import Gateway
     from pwm.controlplane.store.keys import Keys

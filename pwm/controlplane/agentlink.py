@@ -1,6 +1,6 @@
 """How services reach agents, without knowing which replica holds whose session.
 
-The dispatcher implements this; `app` hands it to the services.
+`agents` implements this; `app` hands it to the services.
 """
 
 from collections.abc import AsyncIterator
@@ -12,7 +12,7 @@ from pwm.api.v1.agent_pb2 import NodeUsage, OpenStream, RelayRequest, RelayRespo
 
 
 class AgentUnreachable(Exception):
-    """No replica has a session of the node; the message is a sentence for the user."""
+    """No replica has a session of the node that can be reached; the message is a sentence for the user."""
 
 
 class AgentRefused(Exception):
@@ -49,8 +49,14 @@ class AgentLink(Protocol):
         """Latest usage the node sent, if its agent is connected."""
         ...
 
+    async def refresh_usage(self) -> None:
+        """Ask the other replicas once what their nodes use."""
+        ...
+
     def watch_usage(self) -> AbstractContextManager[None]:
         """While it is entered, agents send their usage every second."""
         ...
 
-    def agents(self) -> list[AgentInfo]: ...
+    def agents(self) -> list[AgentInfo]:
+        """Those connected to this replica."""
+        ...

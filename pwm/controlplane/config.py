@@ -14,6 +14,8 @@ class ControllerConfig:
     http_port: int = 4700
     agent_host: str = "127.0.0.1"
     agent_port: int = 4701
+    # Host by which users, agents and other replicas reach this one; empty: the addresses above, or this host's name.
+    advertise: str = ""
     # Names this replica for as long as it runs; empty: made up at each start.
     replica: str = ""
     # Where a first admin token and a first node token are written.
@@ -22,3 +24,9 @@ class ControllerConfig:
     log_level: str = "info"
     log_json: bool = False
     hostname: str = field(default_factory=socket.gethostname)
+
+    def reached_by(self, host: str) -> str:
+        """What to announce for an address to listen on."""
+        if self.advertise:
+            return self.advertise
+        return self.hostname if host in ("", "0.0.0.0", "::", "[::]") else host

@@ -32,10 +32,11 @@ class Presence:
         clock: Clock,
         on_lost: Callable[[], None],
     ) -> None:
-        """`about` is what others may know of this replica; `on_lost`: sessions are no longer announced."""
+        """`about` is what the other replicas should know of this one; `on_lost`: sessions are no longer announced."""
         self._registry = registry
         self._replica = replica
-        self._about = json.dumps(dict(about)).encode()
+        self._about = dict(about)
+        self._about_changed = asyncio.Event()
         self._clock = clock
         self._on_lost = on_lost
         self._connected: dict[str, str] = {}
@@ -43,6 +44,7 @@ class Presence:
         # Nodes that were never heard of count as silent since this replica began to listen.
         self._listening_since_ms = clock.now_ms()
         self._changed = asyncio.Event()
+        self._replicas_changed = asyncio.Event()
         self.replicas: dict[str, dict[str, object]] = {}
 
     async def run(self) -> None:
@@ -70,15 +72,33 @@ class Presence:
 
     async def _stay(self) -> None:
         while True:
+            self._about_changed.clear()
             try:
-                await self._registry.put(REPLICAS, self._replica, self._about)
-                await self._registry.lost()
+                await self._registry.put(REPLICAS, self._replica, json.dumps(self._about).encode())
+                lost = await self._lost_before_change()
             except store_errors.StoreError as error:
                 log.debug("cannot announce this replica", why=str(error))
                 await asyncio.sleep(RETRY_DELAY_S)
-            else:
+                continue
+            if lost:
                 log.warning("presence lost: announcing anew")
                 self._on_lost()
+
+    async def _lost_before_change(self) -> bool:
+        lost = asyncio.ensure_future(self._registry.lost())
+        changed = asyncio.ensure_future(self._about_changed.wait())
+        try:
+            await asyncio.wait({lost, changed}, return_when=asyncio.FIRST_COMPLETED)
+            return lost.done() and lost.result() is None
+        finally:
+            for task in (lost, changed):
+                task.cancel()
+
+    def say(self, **about: object) -> None:
+        """Announce something more about this replica, or something else than before."""
+        if any(self._about.get(name) != value for name, value in about.items()):
+            self._about |= about
+            self._about_changed.set()
 
     # ---- listening
 
@@ -93,6 +113,12 @@ class Presence:
 
     def _replicas_are(self, entries: dict[str, bytes]) -> None:
         self.replicas = {id: json.loads(value) for id, value in entries.items()}
+        self._replicas_changed.set()
+
+    async def wait_for_replicas(self) -> None:
+        """Until a replica has come, gone or said something else since the last call. For one caller."""
+        await self._replicas_changed.wait()
+        self._replicas_changed.clear()
 
     def _sessions_are(self, entries: dict[str, bytes]) -> None:
         now_ms = self._clock.now_ms()
@@ -102,6 +128,10 @@ class Presence:
             self._silent_since_ms.pop(node, None)
         self._connected = {node: value.decode() for node, value in entries.items()}
         self._changed.set()
+
+    def holder(self, node: str) -> str:
+        """The replica that holds the node's session; empty: none does."""
+        return self._connected.get(node, "")
 
     def contact(self, node: str) -> Contact:
         if node in self._connected:

@@ -7,7 +7,7 @@ from contextlib import aclosing, asynccontextmanager
 import pytest
 
 from pwm.controlplane.store import errors
-from pwm.controlplane.store.election import Election, Leadership
+from pwm.controlplane.store.election import Election, Leadership, leaders
 from pwm.controlplane.store.eventstore import EventStore
 from pwm.controlplane.store.keys import Keys
 from pwm.controlplane.store.kv import KV
@@ -21,7 +21,7 @@ A, B = stream("a"), stream("b")
 @asynccontextmanager
 async def campaigning(kv: KV, keys: Keys, replica: str) -> AsyncIterator["asyncio.Task[Leadership]"]:
     """A candidate; whatever comes of it is given up at the end."""
-    election = Election(kv, "zone", replica, replica.encode(), keys=keys, lease_s=2)
+    election = Election(kv, "zone", replica, value=replica.encode, keys=keys, lease_s=2)
     task = asyncio.get_running_loop().create_task(election.campaign())
     try:
         yield task
@@ -36,8 +36,7 @@ async def test_one_of_many_candidates_leads(kv: KV, keys: Keys) -> None:
     async with campaigning(kv, keys, "r1") as first, campaigning(kv, keys, "r2") as second:
         done, waiting = await asyncio.wait({first, second}, return_when=asyncio.FIRST_COMPLETED)
         assert (len(done), len(waiting)) == (1, 1)
-        leader = await Election(kv, "zone", "observer", keys=keys).leader()
-        assert leader is not None
+        leader = (await leaders(kv, keys))["zone"]
         assert leader.replica_id == ("r1" if first in done else "r2")
         assert leader.value == leader.replica_id.encode()
         assert leader.create_revision == done.pop().result().fence.create_revision
@@ -78,9 +77,10 @@ async def test_a_deposed_leaders_write_is_refused_and_the_new_leaders_is_not(
 
 async def test_roles_have_leaders_of_their_own(kv: KV, keys: Keys) -> None:
     async with asyncio.timeout(5):
-        leaders = [await Election(kv, role, "r", keys=keys).campaign() for role in ("zone-a", "chores")]
-    for leader in leaders:
-        await leader.resign()
+        won = [await Election(kv, role, "r", keys=keys).campaign() for role in ("zone-a", "chores")]
+        assert set(await leaders(kv, keys)) == {"zone-a", "chores"}
+    for leadership in won:
+        await leadership.resign()
 
 
 async def test_a_lease_outlives_its_time_while_it_is_kept(kv: KV, keys: Keys) -> None:

@@ -54,7 +54,7 @@ class Checker:
         records: list[tuple[int, Event]] = []
         for write in writes:
             key = write.kv.key
-            if write.deleted:
+            if write.deleted or key.startswith(self._keys.all_marks):
                 continue
             if key.startswith(self._keys.all_events):
                 stream, version = self._keys.parse_event(key)

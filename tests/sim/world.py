@@ -13,7 +13,7 @@ from pwm.api.v1 import services_pb2 as api
 from pwm.api.v1.common_pb2 import Actor
 from pwm.api.v1.events_pb2 import TokenIssued
 from pwm.api.v1.identity_pb2 import TokenSpec
-from pwm.controlplane.app import ControlPlane
+from pwm.controlplane.plane import ControlPlane
 from pwm.controlplane.auth import Principal, token_uid
 from pwm.controlplane.bootstrap import Bootstrap
 from pwm.controlplane.clock import Clock

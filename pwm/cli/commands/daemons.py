@@ -31,6 +31,7 @@ CONTROLLER_SETTINGS = (
     Setting("prefix", "Prefix of all keys in etcd."),
     Setting("http", "Address for the API and the web app.", metavar="HOST:PORT", convert=host_and_port),
     Setting("agents", "Address for node agents.", metavar="HOST:PORT", convert=host_and_port),
+    Setting("advertise", "Host by which others reach this one, if not by the addresses above.", metavar="HOST"),
     Setting("replica", "Name of this replica; made up if there is none."),
     Setting("admin_token_file", "Where a new cluster's first admin token goes.", metavar="FILE", convert=path),
     Setting("node_token_file", "Where a new cluster's first node token goes.", metavar="FILE", convert=path),

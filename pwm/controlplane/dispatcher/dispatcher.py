@@ -216,6 +216,14 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
         finally:
             stream.closed.set()
 
+    def holds(self, node: str) -> bool:
+        """Whether the node's agent is connected here."""
+        return node in self._sessions
+
+    def usage_of_all(self) -> dict[str, NodeUsage]:
+        """Latest usage of each node connected here."""
+        return {node: session.usage for node, session in self._sessions.items() if session.usage is not None}
+
     def usage(self, node: str) -> NodeUsage | None:
         session = self._sessions.get(node)
         return session.usage if session else None

@@ -35,6 +35,7 @@ class UsageService:
             find_workload(self._view, request.workload, request.group or context.principal.default_group)
         interval_s = request.interval.ToMilliseconds() / 1000
         if not interval_s:
+            await self._agents.refresh_usage()
             yield self._now(request, context.principal)
             return
         with self._agents.watch_usage():

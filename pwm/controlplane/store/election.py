@@ -7,10 +7,14 @@ writing any amount of time can pass.) Candidates wait for the key to be deleted 
 store lets one through.
 
 Winning says nothing about what the winner knows: it has to read up to `Leadership.revision` before it decides
-anything.
+anything. So that a follower of the log reaches that revision at once, the transaction that wins also writes a
+mark among the events, where the follower's watch delivers it in its place.
+
+Candidates may hold back when the role becomes vacant, so that another whom it is meant for goes first.
 """
 
 import asyncio
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -19,7 +23,7 @@ import structlog
 from pwm.controlplane.store import errors
 from pwm.controlplane.store.commits import Guard
 from pwm.controlplane.store.keys import Keys
-from pwm.controlplane.store.kv import KV, Compare, KeyValue, Put, Read, Target
+from pwm.controlplane.store.kv import KV, Compare, KeyValue, Put, Read, Target, prefix_end
 from pwm.controlplane.store.leases import Lease
 
 LEADER_LEASE_S = 3
@@ -37,15 +41,16 @@ class Leader:
     replica_id: str
     value: bytes
     create_revision: int
+    lease: int
 
 
 class Leadership:
     """A role that is held. Every commit made in it carries `fence`; `lost` is set when it may be another's."""
 
-    def __init__(self, lease: Lease, fence: Guard, *, role: str, revision: int) -> None:
+    def __init__(self, lease: Lease, *, role: str, key: bytes, create_revision: int) -> None:
         self.role = role
-        self.fence = fence
-        self.revision = revision
+        self.fence = Guard(key, create_revision=create_revision)
+        self.revision = create_revision
         """The store's revision at the moment of winning: the leader has to know everything up to here."""
         self._lease = lease
 
@@ -59,24 +64,30 @@ class Leadership:
 
 
 class Election:
-    """One replica's candidacy for one role. `value` is what others should know of the leader, e.g. its address."""
+    """One replica's candidacy for one role."""
 
     def __init__(
         self,
         kv: KV,
         role: str,
         replica_id: str,
-        value: bytes = b"",
         *,
+        value: Callable[[], bytes] = bytes,
+        hold_back_s: Callable[[str], float] = lambda _: 0.0,
         keys: Keys | None = None,
         lease_s: int = LEADER_LEASE_S,
     ) -> None:
+        """`value` makes what others should know of the leader, when it wins; `hold_back_s` says how long to leave
+        a vacant role to others, given the id of the replica that led before.
+        """
         assert "\n" not in replica_id
         self._kv = kv
         self._role = role
         self._replica_id = replica_id
         self._value = value
+        self._hold_back_s = hold_back_s
         self._key = (keys or Keys()).leader(role)
+        self._mark = (keys or Keys()).mark(role)
         self._lease_s = lease_s
 
     async def campaign(self) -> Leadership:
@@ -97,36 +108,32 @@ class Election:
                 log.info("leading", role=self._role, replica=self._replica_id, fence=leadership.fence.create_revision)
                 return leadership
 
-    async def leader(self) -> Leader | None:
-        """Who leads at this moment."""
-        page = await self._kv.range(self._key)
-        return _leader(page.kvs[0]) if page.kvs else None
-
     async def _campaign_with(self, lease: Lease) -> Leadership:
-        value = self._replica_id.encode() + b"\n" + self._value
         absent = Compare(self._key, Target.CREATE, 0)
         while True:
+            puts = [Put(self._key, self._replica_id.encode() + b"\n" + self._value(), lease.id), Put(self._mark, b"")]
             try:
-                result = await self._kv.txn([absent], [Put(self._key, value, lease.id)], [Read(self._key)])
+                result = await self._kv.txn([absent], puts, [Read(self._key)])
             except errors.Ambiguous:
                 await asyncio.sleep(RETRY_PAUSE_S)
                 continue  # if it was applied, the next attempt finds the key on our own lease
             if result.succeeded:
-                return self._won(lease, result.revision, result.revision)
+                return self._won(lease, result.revision)
             found = result.reads[0].kvs
             if found and found[0].lease == lease.id:
-                return self._won(lease, found[0].create_revision, result.revision)
-            if found and found[0].value == value:
+                return self._won(lease, found[0].create_revision)
+            previous = _leader(found[0]).replica_id if found else ""
+            if found and previous == self._replica_id:
                 # An earlier term of this very process, lost while the store was away: nobody else is waited for.
                 await self._kv.revoke_lease(found[0].lease)
                 continue
             await self._until_vacant(lease, after_revision=result.revision)
+            await asyncio.sleep(self._hold_back_s(previous))
 
-    def _won(self, lease: Lease, create_revision: int, revision: int) -> Leadership:
+    def _won(self, lease: Lease, create_revision: int) -> Leadership:
         if lease.lost.is_set():
             raise errors.LeaseLost("the lease ended while the election was won")
-        fence = Guard(self._key, create_revision=create_revision)
-        return Leadership(lease, fence, role=self._role, revision=revision)
+        return Leadership(lease, role=self._role, key=self._key, create_revision=create_revision)
 
     async def _until_vacant(self, lease: Lease, *, after_revision: int) -> None:
         """Waits for the leader's key to go. Raises LeaseLost when our own lease ends first."""
@@ -155,6 +162,12 @@ class Election:
             return  # long ago: trying again tells
 
 
+async def leaders(kv: KV, keys: Keys) -> dict[str, Leader]:
+    """Who leads what at this moment, by role."""
+    page = await kv.range(keys.all_leaders, prefix_end(keys.all_leaders))
+    return {found.key[len(keys.all_leaders) :].decode(): _leader(found) for found in page.kvs}
+
+
 def _leader(kv: KeyValue) -> Leader:
     replica_id, _, value = kv.value.partition(b"\n")
-    return Leader(replica_id.decode(), value, kv.create_revision)
+    return Leader(replica_id.decode(), value, kv.create_revision, kv.lease)

@@ -57,6 +57,8 @@ def decode(batch: WatchBatch, keys: Keys) -> list[StoredEvent]:
     events = []
     for happened in batch.events:
         kv = happened.kv
+        if kv.key.startswith(keys.all_marks):
+            continue  # it only says that everything before it has been delivered
         stream, version = keys.parse_event(kv.key)
         record = Record.FromString(kv.value)
         events.append(StoredEvent(stream, version, kv.mod_revision, record.position, record.event))

@@ -2,6 +2,7 @@
 
     ev/{kind}/{uid}/{version}         one event (pwm.v1.Record)
     head/{kind}/{uid}                 version, state after it, last commit id (pwm.v1.Head)
+    ev/-/{role}                       rewritten by who wins a role: a mark among the events, see `election`
     trimmed/{kind}/{uid}              first version still kept, once retention has dropped events
     name/{scope}/{group}/{name}       kind/uid of the holder
     receipt/{principal}/{key}         the answer already given for an idempotency key; leased
@@ -29,6 +30,7 @@ class Keys:
     prefix: bytes = DEFAULT_PREFIX
     all_events: bytes = field(init=False)
     all_heads: bytes = field(init=False)
+    all_marks: bytes = field(init=False)
     all_trimmed: bytes = field(init=False)
     all_leaders: bytes = field(init=False)
     retention_mark: bytes = field(init=False)
@@ -37,6 +39,7 @@ class Keys:
         assert self.prefix.endswith(b"/"), "a prefix ends with a slash"
         for name, suffix in (
             ("all_events", b"ev/"),
+            ("all_marks", b"ev/-/"),
             ("all_heads", b"head/"),
             ("all_trimmed", b"trimmed/"),
             ("all_leaders", b"leader/"),
@@ -66,6 +69,9 @@ class Keys:
 
     def leader(self, role: str) -> bytes:
         return self.all_leaders + role.encode()
+
+    def mark(self, role: str) -> bytes:
+        return self.all_marks + role.encode()
 
     def presence(self, section: str, id: str = "") -> bytes:
         """A leased entry of the registry, or with an empty id the prefix of the section."""

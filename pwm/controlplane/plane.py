@@ -1,0 +1,276 @@
+"""A control plane replica's parts, wired, without any network of its own.
+
+    store ── follower ──▶ view ──▶ queries ──▶ services
+      ▲                    │                      │
+      └──── commands ◀─────┴── controllers        ├── agents ──▶ dispatcher ◀──▶ agents connected here
+                              (while leading)     │      └─────▶ peers ◀──▶ other replicas
+                              roles               └── presence: who is here, who holds which session
+
+`app` puts it behind gRPC and HTTP servers; the simulator runs the same parts on a simulated world. Loops that
+depend on the store never fail for its absence; they wait.
+"""
+
+import asyncio
+from functools import partial
+
+from google.protobuf.descriptor import ServiceDescriptor
+
+from pwm.api.v1 import services_pb2
+from pwm.controlplane.agents import Agents
+from pwm.controlplane.auth import Authenticator, Authorizer
+from pwm.controlplane.clock import Clock
+from pwm.controlplane.commands import Commands
+from pwm.controlplane.controllers.chores import keep_retention, watch_space
+from pwm.controlplane.controllers.nodes import NodeController
+from pwm.controlplane.controllers.workloads import WorkloadController
+from pwm.controlplane.core.scheduling.cluster import Cluster
+from pwm.controlplane.dispatcher.dispatcher import Dispatcher
+from pwm.controlplane.follower import Follower
+from pwm.controlplane.gateway.site import HealthReport
+from pwm.controlplane.hearing import Hearing
+from pwm.controlplane.leadership import Duty
+from pwm.controlplane.peerdoor import PeerDoor
+from pwm.controlplane.peers import Dial, Peers, Refused, connection_refused, dial_insecure
+from pwm.controlplane.presence import Presence
+from pwm.controlplane.queries import Queries
+from pwm.controlplane.roles import CHORES, ZONE_PREFIX, Roles
+from pwm.controlplane.services.admin import AdminService
+from pwm.controlplane.services.applying import Applier
+from pwm.controlplane.services.events import EventService
+from pwm.controlplane.services.exec import ExecBridge
+from pwm.controlplane.services.explaining import Explainer
+from pwm.controlplane.services.logs import LogReader
+from pwm.controlplane.services.resources import ResourceService
+from pwm.controlplane.services.system import SystemService
+from pwm.controlplane.services.usage import UsageService
+from pwm.controlplane.services.workloads import WorkloadService
+from pwm.controlplane.store import errors as store_errors
+from pwm.controlplane.store.commits import Guard
+from pwm.controlplane.store.election import leaders
+from pwm.controlplane.store.eventstore import EventStore
+from pwm.controlplane.store.keys import Keys
+from pwm.controlplane.store.kv import KV
+from pwm.controlplane.store.registry import Registry
+from pwm.controlplane.store.retention import Retention
+from pwm.controlplane.view import View, ViewChange
+from pwm.version import VERSION
+
+# How often the store is asked whether it is there, and how long it may take to say so.
+PING_EVERY_S = 2.0
+PING_TIMEOUT_S = 2.0
+HEARING_BEAT_S = 1.0
+
+
+class ControlPlane:
+    """`run` its loops; hand `services`, `dispatcher` and `peer_door` to servers."""
+
+    def __init__(
+        self,
+        *,
+        kv: KV,
+        keys: Keys,
+        replica: str,
+        address: str,
+        clock: Clock,
+        peer_address: str = "",
+        peer_token: str = "",
+        dial_peer: Dial = dial_insecure,
+        peer_refuses: Refused = connection_refused,
+    ) -> None:
+        """`address` is where users reach this replica, `peer_address` where agents and other replicas do; whoever
+        shows the `peer_token` can read the store, where it is announced.
+        """
+        self.kv = kv
+        self.clock = clock
+        self.replica = replica
+        self.store = EventStore(kv, keys=keys)
+        self.view = View()
+        self.cluster = Cluster()
+        self.view.observe(self._account)
+        self.commands = Commands(store=self.store, view=self.view, clock=clock)
+        self.follower = Follower(store=self.store, view=self.view, clock=clock, on_loaded=self._account_all)
+        self.queries = Queries(view=self.view, cluster=self.cluster, clock=clock)
+        self.presence = Presence(
+            registry=Registry(kv, keys=keys),
+            replica=replica,
+            about={
+                "address": address,
+                "peer": peer_address,
+                "token": peer_token,
+                "version": VERSION,
+                "started_ms": clock.now_ms(),
+            },
+            clock=clock,
+            on_lost=lambda: self.dispatcher.restart_sessions(),
+        )
+        self.authenticator = Authenticator(view=self.view, clock=clock)
+        self.authorizer = Authorizer(self.view)
+        self.dispatcher = Dispatcher(
+            replica=replica,
+            view=self.view,
+            commands=self.commands,
+            clock=clock,
+            presence=self.presence,
+            authenticate=self.authenticator.node,
+        )
+        self.peers = Peers(
+            replica=replica, presence=self.presence, kv=kv, keys=keys, dial=dial_peer, refused=peer_refuses
+        )
+        self.agents = Agents(replica=replica, dispatcher=self.dispatcher, peers=self.peers, presence=self.presence)
+        self.roles = Roles(
+            kv=kv, keys=keys, replica=replica, view=self.view, clock=clock, presence=self.presence, duty=self._duty
+        )
+        self.peer_door = PeerDoor(
+            replica=replica,
+            token=peer_token,
+            view=self.view,
+            dispatcher=self.dispatcher,
+            roles=self.roles,
+            stale_since_ms=self.stale_since_ms,
+        )
+        self._keys = keys
+
+    # ---- what leaders do
+
+    def _duty(self, role: str) -> Duty:
+        if role == CHORES:
+            return self._lead_chores
+        return partial(self._lead_zone, role.removeprefix(ZONE_PREFIX))
+
+    async def _lead_zone(self, zone: str, fence: Guard) -> None:
+        common = {"zone": zone, "view": self.view, "commands": self.commands, "clock": self.clock}
+        async with asyncio.TaskGroup() as group:
+            group.create_task(WorkloadController(**common, cluster=self.cluster, fence=fence).run())  # type: ignore[arg-type]
+            group.create_task(NodeController(**common, presence=self.presence, fence=fence).run())  # type: ignore[arg-type]
+
+    async def _lead_chores(self, fence: Guard) -> None:
+        await keep_retention(Retention(self.kv, self.store), clock=self.clock, fence=fence)
+
+    # ---- scheduling's accounting, in step with the view
+
+    def _account(self, change: ViewChange) -> None:
+        if change.kind == "Node":
+            if change.after is None:
+                assert change.before is not None
+                self.cluster.drop_node(change.before.metadata.name)
+            else:
+                self.cluster.set_node(change.after)  # type: ignore[arg-type]
+        elif change.kind == "Container":
+            if change.after is None:
+                self.cluster.drop_container(change.uid)
+            else:
+                self.cluster.set_container(change.after)  # type: ignore[arg-type]
+
+    def _account_all(self) -> None:
+        self.cluster.clear()
+        for node in self.view.all("Node"):
+            self.cluster.set_node(node)
+        for container in self.view.all("Container"):
+            self.cluster.set_container(container)
+        self.dispatcher.restart_sessions()
+
+    # ---- loops
+
+    async def run(self) -> None:
+        """All loops, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.follower.run())
+            group.create_task(self.presence.run())
+            group.create_task(self._ping())
+            group.create_task(watch_space(self.kv))
+            group.create_task(self.roles.run())
+            group.create_task(self.peers.run())
+            group.create_task(self._listen())
+
+    async def _ping(self) -> None:
+        """Notices that the store is away although nobody writes, and that it is back."""
+        while True:
+            try:
+                async with asyncio.timeout(PING_TIMEOUT_S):
+                    await self.kv.range(b"\0")
+            except (TimeoutError, store_errors.StoreError) as error:
+                self.follower.out_of_reach(str(error) or f"no answer within {PING_TIMEOUT_S:.0f} s")
+            else:
+                if self.view.synced:
+                    self.follower.in_reach()
+            await asyncio.sleep(PING_EVERY_S)
+
+    async def _listen(self) -> None:
+        """Notices that agents cannot reach this replica, and says so."""
+        hearing = Hearing(
+            clock=self.clock,
+            connected_here=lambda: {agent.node for agent in self.dispatcher.agents()},
+            holder=self.presence.holder,
+        )
+        while True:
+            self.presence.say(deaf=hearing.deaf())
+            await asyncio.sleep(HEARING_BEAT_S)
+
+    async def leaders(self) -> list[tuple[str, str, int]]:
+        """(role, replica, since in ms) of each role that has a leader. Raises StoreError."""
+        found = await leaders(self.kv, self._keys)
+        return [(role, leader.replica_id, int(leader.value or 0)) for role, leader in sorted(found.items())]
+
+    def stale_since_ms(self) -> int:
+        return self.follower.stale_since_ms
+
+    def health(self) -> HealthReport:
+        if not self.view.synced:
+            return HealthReport(ready=False, reasons=("the log has not been read yet",))
+        return HealthReport(ready=True)
+
+    # ---- services
+
+    def services(self) -> list[tuple[ServiceDescriptor, object]]:
+        """Every service's descriptor with its servicer, for the gateway."""
+        view, clock = self.view, self.clock
+        applier = Applier(
+            view=view, commands=self.commands, cluster=self.cluster, authorizer=self.authorizer, clock=clock
+        )
+        servicers = {
+            "SystemService": SystemService(),
+            "ResourceService": ResourceService(
+                view=view,
+                queries=self.queries,
+                commands=self.commands,
+                applier=applier,
+                authorizer=self.authorizer,
+                clock=clock,
+                stale_since_ms=self.stale_since_ms,
+            ),
+            "WorkloadService": self._workload_service(),
+            "UsageService": UsageService(
+                view=view, queries=self.queries, agents=self.agents, authorizer=self.authorizer, clock=clock
+            ),
+            "EventService": EventService(view=view, store=self.store, authorizer=self.authorizer),
+            "AdminService": AdminService(
+                replica=self.replica,
+                view=view,
+                store=self.store,
+                kv=self.kv,
+                commands=self.commands,
+                agents=self.agents,
+                presence=self.presence,
+                clock=clock,
+                leaders=self.leaders,
+                stale_since_ms=self.stale_since_ms,
+            ),
+        }
+        return [(services_pb2.DESCRIPTOR.services_by_name[name], servicer) for name, servicer in servicers.items()]
+
+    def _workload_service(self) -> WorkloadService:
+        explainer = Explainer(
+            view=self.view,
+            queries=self.queries,
+            cluster=self.cluster,
+            clock=self.clock,
+            stale_since_ms=self.stale_since_ms,
+        )
+        return WorkloadService(
+            view=self.view,
+            commands=self.commands,
+            agents=self.agents,
+            explainer=explainer,
+            logs=LogReader(view=self.view, agents=self.agents, clock=self.clock),
+            bridge=ExecBridge(view=self.view, agents=self.agents, authorizer=self.authorizer),
+        )
