@@ -37,7 +37,8 @@ class EtcdProcessError(Exception):
 class EtcdProcess:
     """One member. `data_dir` keeps its data and its log, `etcd.log`.
 
-    `cluster` maps the names of all members to their peer addresses; a single member needs none.
+    `cluster` maps the names of all members to their peer addresses; a single member needs none. Members of one
+    cluster have a `cluster_token` in common, so that others on ports that were theirs are never taken for them.
     `unsafe_no_fsync` is for tests only: a crash of the machine loses data.
     """
 
@@ -46,6 +47,7 @@ class EtcdProcess:
     client_port: int = CLIENT_PORT
     peer_port: int = PEER_PORT
     cluster: dict[str, str] = field(default_factory=dict)
+    cluster_token: str = ""
     quota_bytes: int = 0
     unsafe_no_fsync: bool = False
     _child: "subprocess.Popen[bytes] | None" = None
@@ -94,6 +96,8 @@ class EtcdProcess:
             "--logger=zap",
             "--log-level=warn",
         ]
+        if self.cluster_token:
+            command.append(f"--initial-cluster-token={self.cluster_token}")
         if self.quota_bytes:
             command.append(f"--quota-backend-bytes={self.quota_bytes}")
         if self.unsafe_no_fsync:

@@ -1,10 +1,14 @@
-"""A whole PWM on this machine: etcd, one controller, one agent, each a process of its own.
+"""A whole PWM on this machine: etcd, controllers and agents, each a process of its own.
 
-This is what `pwm up` runs. The parts are the real ones, started as anybody would start them on three
-machines; only the numbers differ: everything listens on loopback, at four ports in a row. All state is
-in one directory, which a lock keeps for one `up` at a time:
+This is what `pwm up` runs: one of each, or as many as are asked for, to try what happens when some of them
+die. The parts are the real ones, started as anybody would start them on as many machines; only the numbers
+differ: everything listens on loopback, at ports in a row. All state is in one directory, which a lock keeps for
+one `up` at a time:
 
     lock  cluster  admin-token  node-token  cluster-key  etcd/  agent/  log/{etcd,controller,agent}.log
+
+Of several, each has its number: etcd-1/, agent-2/, log/controller-3.log. Several agents share the machine's
+Docker engine, and each offers its part of the CPUs, memory and GPUs.
 
 Stopping leaves containers running, as restarting a control plane always does here; the next `up` on
 the same directory finds them again. Nothing of the control plane is imported: it is only run.
@@ -12,47 +16,52 @@ the same directory finds them again. Nothing of the control plane is imported: i
 
 import asyncio
 import contextlib
-import fcntl
 import http.client
 import json
 import os
 import secrets
 import socket
 import sys
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pwm.etcd_process import EtcdProcess, EtcdProcessError, find_etcd
+from pwm.etcd_process import EtcdProcess
+from pwm.localground import (
+    DEFAULT_PORT,
+    LOOPBACK,
+    Ports,
+    Share,
+    deal,
+    demand_free,
+    docker_trouble,
+    found_etcd,
+    free_ports,
+    known_peers,
+    locked,
+    remember_peers,
+    running_at,
+)
+from pwm.quantity import format_bytes
 from pwm.supervise import Child, Program, StartError
 
-DEFAULT_PORT = 4700
-LOOPBACK = "127.0.0.1"
-# Gateway, agents' gRPC, etcd's clients, etcd's peers.
-PORTS = 4
 # First start on a slow disk; usually each takes well under a second.
 ETCD_LIMIT_S, CONTROLLER_LIMIT_S, NODE_LIMIT_S = 30.0, 60.0, 60.0
-# An `up` that was killed leaves its children a moment to end and free their ports.
-PORTS_FREE_LIMIT_S = 3.0
 ANSWER_LIMIT_S = 2.0
-DOCKER_PING_LIMIT_S = 3.0
-
-
-class UpError(Exception):
-    """Why it cannot start, as a sentence, and what to do about it."""
-
-    def __init__(self, message: str, *, next_step: str = "") -> None:
-        super().__init__(message)
-        self.next_step = next_step
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     state_dir: Path
-    # The first of four ports; 0: any that are free.
+    # The first port; 0: any that are free.
     port: int = DEFAULT_PORT
+    # How many of each. More than one only ever makes sense to try out what happens when they fail.
+    controllers: int = 1
+    etcd: int = 1
+    nodes: int = 1
+    # Of several nodes each has a number after it.
     node: str = ""
     docker_host: str = "unix:///var/run/docker.sock"
     # Also offer the process driver: workloads as plain processes of this machine.
@@ -66,24 +75,24 @@ def default_state_dir() -> Path:
 
 
 class LocalCluster:
-    """Its parts while they run; `running` makes one."""
+    """Its parts while they run; `prepared` makes one."""
 
-    def __init__(self, settings: Settings, *, port: int, etcd: str, say: Callable[[str], None]) -> None:
+    def __init__(self, settings: Settings, *, ports: Ports, etcd: str, say: Callable[[str], None]) -> None:
         self.settings = settings
-        self.port = port
-        self.etcd_version = ""
+        self.ports = ports
         self._say = say
         self._dir = settings.state_dir
-        self._node = settings.node or socket.gethostname()
-        self._etcd = Child(self._etcd_program(etcd), say=say)
-        self._controller = Child(self._controller_program(), say=say)
-        self._agent = Child(self._agent_program(), say=say)
-        # In the order in which they are stopped.
-        self._started: list[Child] = []
+        self._etcd_binary = etcd
+        self._nodes = _numbered(settings.node or socket.gethostname(), settings.nodes)
+        self._etcd = [Child(program, say=say) for program in self._etcd_programs()]
+        self._controllers = [Child(self._controller_program(number), say=say) for number in range(settings.controllers)]
+        # Made when it is known what each is to offer.
+        self._agents: list[Child] = []
 
     @property
-    def url(self) -> str:
-        return f"http://{LOOPBACK}:{self.port}"
+    def urls(self) -> list[str]:
+        """Of every controller."""
+        return [f"http://{LOOPBACK}:{self.ports.gateway(number)}" for number in range(self.settings.controllers)]
 
     @property
     def token(self) -> str:
@@ -95,221 +104,175 @@ class LocalCluster:
 
     # --- parts ------------------------------------------------------------------------------------
 
-    def _etcd_program(self, binary: str) -> Program:
-        data = self._dir / "etcd"
-        data.mkdir(exist_ok=True, mode=0o700)
-        member = EtcdProcess(data, client_port=self.port + 2, peer_port=self.port + 3)
-        return Program(name="etcd", command=member.command(binary), log=self.log_dir / "etcd.log")
+    def _etcd_programs(self) -> list[Program]:
+        count, ports = self.settings.etcd, self.ports
+        names = _numbered("pwm", count)
+        members = {name: f"http://{LOOPBACK}:{ports.peer(number)}" for number, name in enumerate(names)}
+        programs = []
+        for number, part in enumerate(_numbered("etcd", count)):
+            (data := self._dir / part).mkdir(exist_ok=True, mode=0o700)
+            member = EtcdProcess(
+                data,
+                name=names[number],
+                client_port=ports.client(number),
+                peer_port=ports.peer(number),
+                cluster=members,
+                cluster_token=_cluster_name(self._dir) if count > 1 else "",
+            )
+            log = self.log_dir / f"{part}.log"
+            programs.append(Program(name=part, command=member.command(self._etcd_binary), log=log))
+        return programs
 
-    def _controller_program(self) -> Program:
+    def _controller_program(self, number: int) -> Program:
+        part = _numbered("controller", self.settings.controllers)[number]
         return Program(
-            name="controller",
+            name=part,
             command=[
                 *_pwm("controller"),
-                f"--http={LOOPBACK}:{self.port}",
-                f"--agents={LOOPBACK}:{self.port + 1}",
-                f"--etcd={LOOPBACK}:{self.port + 2}",
+                f"--http={LOOPBACK}:{self.ports.gateway(number)}",
+                f"--agents={LOOPBACK}:{self.ports.agents(number)}",
+                *(f"--etcd={LOOPBACK}:{self.ports.client(member)}" for member in range(self.settings.etcd)),
                 f"--admin-token-file={self._dir / 'admin-token'}",
                 f"--node-token-file={self._dir / 'node-token'}",
             ],
-            log=self.log_dir / "controller.log",
+            log=self.log_dir / f"{part}.log",
         )
 
-    def _agent_program(self) -> Program:
+    def _agent_program(self, number: int, share: Share | None) -> Program:
         settings = self.settings
+        part = _numbered("agent", settings.nodes)[number]
+        # Each begins with another controller, so that not all of them hang on the first.
+        controllers = [self.ports.agents((number + k) % settings.controllers) for k in range(settings.controllers)]
         return Program(
-            name="agent",
+            name=part,
             command=[
                 *_pwm("agent"),
-                f"--controllers={LOOPBACK}:{self.port + 1}",
+                *(f"--controllers={LOOPBACK}:{port}" for port in controllers),
                 f"--node-token-file={self._dir / 'node-token'}",
-                f"--state-dir={self._dir / 'agent'}",
+                f"--state-dir={self._dir / part}",
                 f"--cluster={_cluster_name(self._dir)}",
                 f"--docker-host={settings.docker_host}",
-                f"--node={self._node}",
+                f"--node={self._nodes[number]}",
                 *(["--allow-process"] if settings.allow_process else []),
+                *(_share_options(share) if share else []),
             ],
-            log=self.log_dir / "agent.log",
+            log=self.log_dir / f"{part}.log",
         )
 
     # --- life -------------------------------------------------------------------------------------
 
     async def start(self, group: asyncio.TaskGroup) -> AsyncIterator[tuple[str, str]]:
         """Starts part after part; yields each one's name and what there is to say of it once it is ready."""
+        # All at once: of several members none serves before most of them run.
         await self._launch(self._etcd, group)
-        await self._etcd.until_ready(self._etcd_answers, limit_s=ETCD_LIMIT_S)
-        yield "etcd", f"{self.etcd_version} at {LOOPBACK}:{self.port + 2}"
-        await self._launch(self._controller, group)
-        await self._controller.until_ready(self._controller_answers, limit_s=CONTROLLER_LIMIT_S)
-        yield "controller", self.url
-        await self._launch(self._agent, group)
-        try:
-            await self._agent.until_ready(self._node_is_ready, limit_s=NODE_LIMIT_S)
-        except StartError as error:
-            trouble = await asyncio.to_thread(self._node_trouble)
-            raise StartError(f"{error}: {trouble}", log=error.log) from error
-        yield "agent", self._describe_node()
+        for number, child in enumerate(self._etcd):
+            port = self.ports.client(number)
+            await child.until_ready(partial(_etcd_answers, port), limit_s=ETCD_LIMIT_S)
+            yield child.program.name, f"{_etcd_version(port)} at {LOOPBACK}:{port}"
+        # The first alone: on an empty etcd it makes the tokens that the others only read.
+        for children in (self._controllers[:1], self._controllers[1:]):
+            await self._launch(children, group)
+            for child in children:
+                number = self._controllers.index(child)
+                await child.until_ready(partial(self._controller_answers, number), limit_s=CONTROLLER_LIMIT_S)
+                yield child.program.name, self.urls[number]
+        async for name, about in self._start_agents(group):
+            yield name, about
 
-    async def _launch(self, child: Child, group: asyncio.TaskGroup) -> None:
-        await child.start()
-        self._started.insert(0, child)
-        group.create_task(child.watch(), name=child.program.name)
+    async def _start_agents(self, group: asyncio.TaskGroup) -> AsyncIterator[tuple[str, str]]:
+        shares: list[Share] = []
+        if self.settings.nodes > 1:
+            machine = await _machine(self.settings.docker_host)
+            shares = deal(self.settings.nodes, **machine)
+            yield "machine", _dealt(self.settings.nodes, **machine)
+        self._agents = [
+            Child(self._agent_program(number, shares[number] if shares else None), say=self._say)
+            for number in range(self.settings.nodes)
+        ]
+        await self._launch(self._agents, group)
+        for node, child in zip(self._nodes, self._agents, strict=True):
+            try:
+                await child.until_ready(partial(self._node_is_ready, node), limit_s=NODE_LIMIT_S)
+            except StartError as error:
+                trouble = await asyncio.to_thread(self._node_trouble, node)
+                raise StartError(f"{error}: {trouble}", log=error.log) from error
+            yield child.program.name, await asyncio.to_thread(self._describe_node, node)
+
+    async def _launch(self, children: Sequence[Child], group: asyncio.TaskGroup) -> None:
+        for child in children:
+            await child.start()
+            group.create_task(child.watch(), name=child.program.name)
 
     async def stop(self) -> None:
-        """Agent, controller, etcd: each can still tell the next one what it has to."""
-        for child in self._started:
-            await child.stop()
+        """Agents, controllers, etcd: each can still tell the next one what it has to."""
+        for children in (self._agents, self._controllers, self._etcd):
+            await asyncio.gather(*(child.stop() for child in children))
 
     # --- what they say ----------------------------------------------------------------------------
 
-    def _etcd_answers(self) -> bool:
-        health = _get(self.port + 2, "/health")
-        if not health or str(health.get("health")).lower() != "true":
-            return False
-        self.etcd_version = str((_get(self.port + 2, "/version") or {}).get("etcdserver", ""))
-        return True
+    def _controller_answers(self, number: int) -> bool:
+        return _get(self.ports.gateway(number), "/readyz") is not None and (self._dir / "admin-token").exists()
 
-    def _controller_answers(self) -> bool:
-        return _get(self.port, "/readyz") is not None and (self._dir / "admin-token").exists()
+    def _node_is_ready(self, node: str) -> bool:
+        return self._node_trouble(node) == ""
 
-    def _node_is_ready(self) -> bool:
-        return self._node_trouble() == ""
-
-    def _node_trouble(self) -> str:
-        """What keeps the node from being READY; "" when it is, and connected to the controller that runs now.
+    def _node_trouble(self, node: str) -> str:
+        """What keeps the node from being READY; "" when it is, and connected to a controller that runs now.
 
         The phase alone may be from before: a node stays READY for a while after its agent has gone.
         """
-        status = _get(self.port, "/v1/admin/status", token=self.token)
-        if status is None:
-            return "the controller does not answer"
-        here = {replica.get("id") for replica in status.get("replicas", []) if replica.get("answering")}
-        mine = next((agent for agent in status.get("agents", []) if agent.get("node") == self._node), None)
+        here: set[str] = set()
+        agents: list[dict[str, Any]] = []
+        for number in range(self.settings.controllers):
+            status = _get(self.ports.gateway(number), "/v1/admin/status", token=self.token) or {}
+            here.update(replica["id"] for replica in status.get("replicas", []) if replica.get("answering"))
+            agents += [agent for agent in status.get("agents", []) if agent.get("node") == node]
+        if not here:
+            return "no controller answers"
+        if not agents:
+            return f"node {node} has not joined"
+        mine = next((agent for agent in agents if agent.get("replica") in here), None)
         if mine is None:
-            return f"node {self._node} has not joined"
-        if mine.get("replica") not in here:
-            return f"node {self._node} is not connected"
-        return "" if mine.get("phase") == "READY" else f"node {self._node} is {mine.get('phase')}"
+            return f"node {node} is not connected"
+        return "" if mine.get("phase") == "READY" else f"node {node} is {mine.get('phase')}"
 
-    def _describe_node(self) -> str:
-        from pwm.quantity import format_bytes
-
-        answer = _get(self.port, f"/v1/resources/Node/{self._node}", token=self.token) or {}
-        node = answer.get("resource", {})
-        inventory = node.get("status", {}).get("inventory", {})
-        parts = [f"{inventory.get('cpuCount', '?')} CPUs", format_bytes(int(inventory.get("memoryBytes", 0)))]
+    def _describe_node(self, node: str) -> str:
+        answer = _get(self.ports.gateway(0), f"/v1/resources/Node/{node}", token=self.token) or {}
+        inventory = answer.get("resource", {}).get("status", {}).get("inventory", {})
+        parts = [_cpus(inventory.get("cpuCount", 0)), format_bytes(int(inventory.get("memoryBytes", 0)))]
         if gpus := inventory.get("gpus"):
-            parts.append(f"{len(gpus)} GPUs")
+            parts.append(_count(len(gpus), "GPU"))
         parts += [f"{d.get('name')} {d.get('version', '')}".strip() for d in inventory.get("drivers", [])]
-        return f"node {self._node}: {', '.join(parts)}"
+        return f"node {node}: {', '.join(parts)}"
 
 
 @contextlib.contextmanager
 def prepared(settings: Settings, *, say: Callable[[str], None]) -> Iterator[LocalCluster]:
     """A cluster that could start: directory locked, ports free, etcd and Docker there. Raises UpError."""
-    etcd = _found_etcd()
+    etcd = found_etcd()
     if trouble := docker_trouble(settings.docker_host):
         if not settings.allow_process:
             raise trouble
         say(f"{trouble}; only the process driver can be used")
-    try:
-        settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise UpError(
-            f"{settings.state_dir} cannot be made: {error.strerror}", next_step="Choose another with --state-dir DIR."
-        ) from error
-    with _locked(settings.state_dir) as lock:
-        port = settings.port or _free_ports()
-        _demand_free(port)
-        lock.seek(0)
-        lock.truncate()
-        lock.write(json.dumps({"pid": os.getpid(), "url": f"http://{LOOPBACK}:{port}"}))
-        lock.flush()
-        yield LocalCluster(settings, port=port, etcd=etcd, say=say)
+    with locked(settings.state_dir) as lock:
+        peers = known_peers(settings.state_dir, settings.etcd)
+        if settings.port:
+            ports = Ports(first=settings.port, controllers=settings.controllers, members=settings.etcd, peers=peers)
+        else:
+            ports = free_ports(settings.controllers, settings.etcd, peers)
+        demand_free(ports)
+        remember_peers(settings.state_dir, ports)
+        _say_who_is_missing(settings, say)
+        cluster = LocalCluster(settings, ports=ports, etcd=etcd, say=say)
+        running_at(lock, cluster.urls[0])
+        yield cluster
 
 
-def _found_etcd() -> str:
-    try:
-        return find_etcd()
-    except EtcdProcessError as error:
-        raise UpError(str(error)) from error
-
-
-@contextlib.contextmanager
-def _locked(state_dir: Path) -> Iterator[Any]:
-    with (state_dir / "lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            try:
-                holder = json.loads(lock.read())
-            except ValueError:
-                holder = {"pid": "?", "url": "an address it has not said yet"}
-            raise UpError(
-                f"a PWM runs in {state_dir} already: process {holder['pid']}, {holder['url']}",
-                next_step="Use that one (`pwm get node`), or give this one a --state-dir and a --port of its own.",
-            ) from None
-        yield lock
-
-
-def _demand_free(port: int) -> None:
-    deadline = time.monotonic() + PORTS_FREE_LIMIT_S
-    while taken := [p for p in range(port, port + PORTS) if not _is_free(p)]:
-        if time.monotonic() > deadline:
-            raise UpError(
-                f"port {taken[0]} of {LOOPBACK} is taken by another program",
-                next_step=f"PWM takes {PORTS} ports in a row; choose others, such as --port {port + 100}, or --port 0.",
-            )
-        time.sleep(0.1)
-
-
-def _free_ports() -> int:
-    while True:
-        with socket.socket() as probe:
-            probe.bind((LOOPBACK, 0))
-            first = int(probe.getsockname()[1])
-        if first + PORTS < 65536 and all(_is_free(port) for port in range(first, first + PORTS)):
-            return first
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        # As servers do it: a connection that is still closing does not hold the port.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError:
-            return False
-        return True
-
-
-def docker_trouble(docker_host: str) -> UpError | None:
-    """Why the Docker engine cannot be used; None when it answers."""
-    path = docker_host.removeprefix("unix://")
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(DOCKER_PING_LIMIT_S)
-            connection.connect(path)
-            connection.sendall(b"GET /_ping HTTP/1.0\r\nHost: docker\r\n\r\n")
-            if b" 200 " in connection.recv(64):
-                return None
-        return UpError(f"the Docker engine at {path} does not answer as it should")
-    except PermissionError:
-        return UpError(
-            f"you may not use the Docker engine at {path}",
-            next_step='Allow it with: sudo usermod -aG docker "$USER", then log in again.',
-        )
-    except FileNotFoundError:
-        return UpError(
-            f"no Docker engine: there is no {path}",
-            next_step="Install one with: sudo apt-get install docker.io. If it is elsewhere, set DOCKER_HOST.",
-        )
-    except OSError as error:
-        return UpError(
-            f"the Docker engine at {path} does not answer ({error.strerror or 'no answer in time'})",
-            next_step="Start it with: sudo systemctl start docker",
-        )
+def _say_who_is_missing(settings: Settings, say: Callable[[str], None]) -> None:
+    """Agents that an earlier start on this directory had, and this one has not: their containers run on alone."""
+    before = {path.name for path in settings.state_dir.glob("agent*") if path.is_dir()}
+    if missing := sorted(before - set(_numbered("agent", settings.nodes))):
+        say(f"not started: {', '.join(missing)} of an earlier `pwm up` here; what runs there waits for its return")
 
 
 def _cluster_name(state_dir: Path) -> str:
@@ -320,9 +283,60 @@ def _cluster_name(state_dir: Path) -> str:
     return file.read_text().strip()
 
 
+def _numbered(name: str, count: int) -> list[str]:
+    """The name alone for one; name-1, name-2 and so on for several."""
+    return [name] if count == 1 else [f"{name}-{number}" for number in range(1, count + 1)]
+
+
+def _share_options(share: Share) -> list[str]:
+    gpus = [f"--gpus={uuid}" for uuid in share.gpus] or ["--gpus=none"]
+    return [f"--cpus={share.cpus}", f"--memory={share.memory_bytes}", *gpus]
+
+
+async def _machine(docker_host: str) -> dict[str, Any]:
+    """What there is to deal out, as an agent on this machine would tell it."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "pwm.nodeagent.inventory",
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        env={**os.environ, "DOCKER_HOST": docker_host},
+    )  # fmt: skip
+    told, _ = await process.communicate()
+    inventory = json.loads(told or b"{}")
+    return {
+        "cpus": int(inventory.get("cpuCount", 1)),
+        "memory_bytes": int(inventory.get("memoryBytes", 0)),
+        "gpus": [gpu["uuid"] for gpu in inventory.get("gpus", [])],
+    }
+
+
+def _dealt(nodes: int, *, cpus: int, memory_bytes: int, gpus: Sequence[str]) -> str:
+    cores = _cpus(cpus) + (", of which each offers one" if nodes > cpus else "")
+    devices = f", {_count(len(gpus), 'GPU')}" if gpus else ""
+    return f"{cores}, {format_bytes(memory_bytes)}{devices}: shared by {nodes} nodes"
+
+
+def _cpus(count: int) -> str:
+    return _count(count, "CPU")
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def _pwm(command: str) -> list[str]:
     """This program's own daemon, run by the same interpreter."""
     return [sys.executable, "-m", "pwm", command]
+
+
+def _etcd_answers(port: int) -> bool:
+    health = _get(port, "/health")
+    return bool(health) and str((health or {}).get("health")).lower() == "true"
+
+
+def _etcd_version(port: int) -> str:
+    return str((_get(port, "/version") or {}).get("etcdserver", ""))
 
 
 def _get(port: int, path: str, *, token: str = "") -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Child processes that are kept running: what `pwm up` does with etcd, the controller and the agent.
+"""Child processes that are kept running: what `pwm up` does with etcd, controllers and agents.
 
 A child has a log file and a watcher. When it dies it is started again, with longer pauses the more often
 it died lately; one that never comes up at all is given up, with the end of its log. Each child leads a
@@ -19,7 +19,7 @@ from pathlib import Path
 
 # Pauses before a dead child is started again. A child that has lived for STEADY_S begins with the first.
 PAUSES_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-STEADY_S = 30.0
+STEADY_S = 5.0
 # A child that dies so often before it was ever ready has a fault that a further start does not mend.
 STARTS_BEFORE_READY = 3
 POLL_S = 0.03
@@ -122,6 +122,8 @@ class Child:
             return
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
+            # One that is frozen hears it only when it goes on.
+            process.send_signal(signal.SIGCONT)
             try:
                 async with asyncio.timeout(self.program.stop_limit_s):
                     await process.wait()

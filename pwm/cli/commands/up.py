@@ -1,7 +1,8 @@
 """`pwm up`: a whole PWM on this machine, in the foreground, until Ctrl-C.
 
 It starts etcd, a controller and an agent (`localcluster.py`), makes the profile `local` with the token that
-the controller gave, and says what to do next. `--demo` also makes a first workload and shows it run.
+the controller gave, and says what to do next. With `--controllers`, `--etcd` and `--nodes` there are several of
+each, to see for oneself what happens when some of them die. `--demo` also makes a first workload and shows it run.
 With `--rm` nothing is kept: its containers and its state are removed at the end. Otherwise containers that
 run go on when it stops, and the next `pwm up` finds them again.
 """
@@ -10,10 +11,11 @@ from __future__ import annotations
 
 from pwm.cli import exit_codes
 from pwm.cli.command import Command, Option
-from pwm.cli.errors import CliError
+from pwm.cli.errors import CliError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from pwm.cli.invocation import Invocation
@@ -23,6 +25,8 @@ PROFILE = "local"
 # To stop and remove what a --rm or --demo left, before the agent is stopped. Stop grace is 10 s by default.
 CLEAR_LIMIT_S = 30.0
 CLEAR_POLL_S = 0.1
+# For trying things out on one machine: each is a process of some 100 MB. etcd's own advice is at most seven.
+MOST_CONTROLLERS, MOST_MEMBERS, MOST_NODES = 9, 7, 64
 
 
 def up(invocation: Invocation, **options: Any) -> int:
@@ -41,9 +45,13 @@ def up(invocation: Invocation, **options: Any) -> int:
         state_dir = Path(tempfile.mkdtemp(prefix="pwm-up-"))
     else:
         state_dir = Path(given).absolute() if given else default_state_dir()
+    _demand_ports(options)
     settings = Settings(
         state_dir=state_dir,
         port=options["port"],
+        controllers=options["controllers"],
+        etcd=options["etcd"],
+        nodes=options["nodes"],
         node=options["node"] or "",
         docker_host=_docker_host(),
         allow_process=options["allow_process"],
@@ -53,6 +61,14 @@ def up(invocation: Invocation, **options: Any) -> int:
     finally:
         if options["rm"]:
             shutil.rmtree(state_dir, ignore_errors=True)
+
+
+def _demand_ports(options: dict[str, Any]) -> None:
+    from pwm.localground import LAST_PORT, last_port
+
+    last = last_port(options["port"], max(options["controllers"], options["etcd"]))
+    if last > LAST_PORT:
+        raise UsageError(f"--port {options['port']} is too high: the last port would be {last}")
 
 
 def _docker_host() -> str:
@@ -70,7 +86,8 @@ def _docker_host() -> str:
 def _run(invocation: Invocation, settings: Settings, options: dict[str, Any]) -> int:
     import asyncio
 
-    from pwm.localcluster import UpError, prepared
+    from pwm.localcluster import prepared
+    from pwm.localground import UpError
 
     try:
         with prepared(settings, say=invocation.note) as cluster:
@@ -140,11 +157,11 @@ class _Session:
         before = time.monotonic()
         async for name, about in cluster.start(group):
             now = time.monotonic()
-            say(f"  {_tick(self._invocation)} {name:<11}{about}  ({now - before:.1f} s)")
+            say(f"  {_tick(self._invocation)} {name:<13}{about}  ({now - before:.1f} s)")
             self._invocation.out.flush()
             before = now
         # With --rm the profile outlives its server; it is not made the one to use.
-        add_profile(self._profile, servers=[cluster.url], token=cluster.token, use=not self._options["rm"])
+        add_profile(self._profile, servers=cluster.urls, token=cluster.token, use=not self._options["rm"])
         if self._options["demo"]:
             await asyncio.to_thread(self._first_workload)
         self._say_next_steps()
@@ -152,12 +169,15 @@ class _Session:
     # --- words ------------------------------------------------------------------------------------
 
     def _say_next_steps(self) -> None:
-        say = self._invocation.say
+        say, cluster = self._invocation.say, self._cluster
         flag = f" --profile {self._profile}" if self._options["rm"] else ""
         say(f"\nReady. The profile {self._profile!r} has the token." + ("" if flag else " It is the one in use now."))
         say(f"  pwm run{flag} pwm-demo/hello:latest       a workload, its output, its exit code")
         say(f"  pwm apply{flag} -f examples/hello.yaml    the same from YAML; then: pwm get wk")
         say(f"  pwm top{flag}                             nodes, GPUs and workloads, live")
+        if cluster.settings.controllers > 1:
+            say(f"  pwm admin status{flag}                    who leads, how far each one is")
+            say(f"  pwm admin failover{flag}                  kill the leader, and see what it costs")
         if self._options["rm"]:
             say("\nCtrl-C stops it and removes its containers and all its state.")
         elif self._options["demo"]:
@@ -172,7 +192,7 @@ class _Session:
         from pwm.cli.client import Client
         from pwm.cli.profiles import Profile
 
-        profile = Profile(self._profile, servers=[self._cluster.url], token=self._cluster.token)
+        profile = Profile(self._profile, servers=self._cluster.urls, token=self._cluster.token)
         return Client(profile, warn=self._invocation.warn)
 
     def _first_workload(self) -> None:
@@ -233,17 +253,38 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _up_to(most: int) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        if not text.isdecimal() or not 1 <= int(text) <= most:
+            raise ValueError(f"{text!r} is not a number from 1 to {most}")
+        return int(text)
+
+    return convert
+
+
 COMMANDS = {
     "up": Command(
         "up",
         up,
-        help="A whole PWM on this machine, until Ctrl-C: etcd, a controller and an agent, on loopback only.",
+        help="A whole PWM on this machine, until Ctrl-C: etcd, controllers and agents, on loopback only.",
         parameters=(
             Option("demo", "--demo", help="Also run a first workload.", flag=True),
             Option("rm", "--rm", help="Keep nothing: remove containers and state at the end.", flag=True),
             Option(
-                "port", "--port", help="First of four ports; 0: any that are free.", metavar="P", default=4700,
+                "port", "--port", help="First of its ports; 0: any that are free.", metavar="P", default=4700,
                 convert=_port,
+            ),
+            Option(
+                "controllers", "--controllers", help="How many controllers, to try failover.", metavar="N", default=1,
+                convert=_up_to(MOST_CONTROLLERS),
+            ),
+            Option(
+                "etcd", "--etcd", help="How many etcd members; 3 survive the loss of one.", metavar="N", default=1,
+                convert=_up_to(MOST_MEMBERS),
+            ),
+            Option(
+                "nodes", "--nodes", help="How many nodes share this machine and its engine.", metavar="N", default=1,
+                convert=_up_to(MOST_NODES),
             ),
             Option("state_dir", "--state-dir", help="Where it keeps its state.", metavar="DIR", completes="file"),
             Option("node", "--node", help="Name of this machine's node.", metavar="NAME"),

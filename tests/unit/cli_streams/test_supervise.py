@@ -8,11 +8,13 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pwm.localcluster import Settings, UpError, docker_trouble, prepared
+from pwm.localcluster import Settings, prepared
+from pwm.localground import Ports, UpError, deal, docker_trouble, free_ports
 from pwm.supervise import Child, Program, StartError
 
 WAIT_S = 20.0
@@ -126,7 +128,7 @@ def is_alive(pid: int) -> bool:
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """A machine with etcd, and with an engine unless the test takes it away."""
-    monkeypatch.setattr("pwm.localcluster.find_etcd", lambda: "/bin/true")
+    monkeypatch.setattr("pwm.localcluster.found_etcd", lambda: "/bin/true")
     monkeypatch.setattr("pwm.localcluster.docker_trouble", lambda host: None)
     return Settings(state_dir=tmp_path / "state", port=0)
 
@@ -134,7 +136,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 def test_a_second_pwm_on_the_same_directory_is_refused_with_the_place_of_the_first(settings: Settings) -> None:
     with (
         prepared(settings, say=print) as cluster,
-        pytest.raises(UpError, match=f"process {os.getpid()}, {cluster.url}"),
+        pytest.raises(UpError, match=f"process {os.getpid()}, {cluster.urls[0]}"),
         contextlib.ExitStack() as second,
     ):
         second.enter_context(prepared(settings, say=print))
@@ -143,12 +145,12 @@ def test_a_second_pwm_on_the_same_directory_is_refused_with_the_place_of_the_fir
 def test_the_directory_is_free_again_afterwards(settings: Settings) -> None:
     for _ in range(2):
         with prepared(settings, say=print) as cluster:
-            assert cluster.port > 0
+            assert cluster.ports.first > 0
     assert settings.state_dir.stat().st_mode & 0o077 == 0
 
 
 def test_a_port_that_is_taken_is_named(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pwm.localcluster.PORTS_FREE_LIMIT_S", 0)
+    monkeypatch.setattr("pwm.localground.PORTS_FREE_LIMIT_S", 0)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -190,3 +192,61 @@ def test_a_missing_etcd_is_said_with_what_to_install(tmp_path: Path, monkeypatch
     monkeypatch.delenv("PWM_ETCD_BIN", raising=False)
     with pytest.raises(UpError, match="etcd-server"), prepared(Settings(state_dir=tmp_path), say=print):
         pass
+
+
+# --- several of each --------------------------------------------------------------------------------
+
+
+def test_one_of_each_has_the_ports_in_a_row_and_further_ones_rows_ten_apart() -> None:
+    assert Ports(first=4700).all() == [4700, 4701, 4702, 4703]
+    three = Ports(first=4700, controllers=3, members=1)
+    assert three.all() == [4700, 4710, 4720, 4701, 4711, 4721, 4702, 4703]
+
+
+def test_any_free_ports_are_distinct() -> None:
+    ports = free_ports(3, 5, ()).all()
+    assert len(set(ports)) == len(ports) == 2 * 3 + 2 * 5
+
+
+def test_the_members_of_an_etcd_keep_the_ports_they_know_each_other_by(settings: Settings) -> None:
+    several = replace(settings, controllers=2, etcd=3)
+    with prepared(several, say=print) as cluster:
+        first = [cluster.ports.peer(member) for member in range(3)]
+    with prepared(several, say=print) as cluster:
+        assert [cluster.ports.peer(member) for member in range(3)] == first
+        assert len(cluster.urls) == 2
+        commands = [" ".join(program.command) for program in cluster._etcd_programs()]
+    for member, command in enumerate(commands):
+        assert f"--listen-peer-urls=http://127.0.0.1:{first[member]}" in command
+        assert f"pwm-3=http://127.0.0.1:{first[2]}" in command
+
+
+@pytest.mark.parametrize(("there", "asked"), [(1, 3), (3, 1), (3, 5)])
+def test_an_etcd_of_another_number_of_members_is_left_alone(settings: Settings, there: int, asked: int) -> None:
+    with prepared(replace(settings, etcd=there), say=print):
+        (settings.state_dir / "etcd" / "member").mkdir(parents=True) if there == 1 else None
+    with (
+        pytest.raises(UpError, match=f"has {there} member.*not {asked}") as caught,
+        prepared(replace(settings, etcd=asked), say=print),
+    ):
+        pass
+    assert f"--etcd {there}" in caught.value.next_step
+
+
+def test_agents_of_before_that_are_not_started_are_named(settings: Settings) -> None:
+    (settings.state_dir / "agent").mkdir(parents=True)
+    said: list[str] = []
+    with prepared(replace(settings, nodes=2), say=said.append):
+        pass
+    assert said == ["not started: agent of an earlier `pwm up` here; what runs there waits for its return"]
+
+
+def test_the_machine_is_dealt_out_whole_and_nothing_twice() -> None:
+    shares = deal(3, cpus=8, memory_bytes=90, gpus=["a", "b", "c", "d"])
+    assert [share.cpus for share in shares] == [3, 3, 2]
+    assert [share.memory_bytes for share in shares] == [30, 30, 30]
+    assert [share.gpus for share in shares] == [("a", "b"), ("c",), ("d",)]
+
+
+def test_a_node_has_at_least_one_cpu() -> None:
+    assert [share.cpus for share in deal(3, cpus=2, memory_bytes=9, gpus=[])] == [1, 1, 1]
