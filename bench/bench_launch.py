@@ -53,7 +53,7 @@ class Watcher:
         self._seen: dict[str, float] = {}
         self._changed = threading.Condition()
         self._closing = False
-        host, _, port = cluster.http.partition(":")
+        host, _, port = cluster.replicas[0].http.partition(":")
         self._connection = http.client.HTTPConnection(host, int(port))
         token = cluster.cli_environment["PWM_TOKEN"]
         self._connection.request("GET", "/v1/watch/workload", headers={"Authorization": f"Bearer {token}"})

@@ -1,12 +1,13 @@
-"""A real PWM for tests: etcd, controller and agent as processes on free ports, driven by the real `pwm`.
+"""A real PWM for tests: etcd, controllers and agent as processes on free ports, driven by the real `pwm`.
 
-Each part can be killed by its pid and started again. Whatever happens in a test, `close` ends the
+Each part can be killed by its pid, frozen and started again. Whatever happens in a test, `close` ends the
 processes and removes the cluster's containers.
 """
 
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import time
@@ -33,17 +34,31 @@ class Result:
     err: str
 
 
+@dataclass(frozen=True)
+class Replica:
+    """A controller's part name, and where it listens for clients and for agents."""
+
+    part: str
+    http: str
+    agents: str
+
+
 @dataclass
 class PwmCluster:
     directory: Path
     docker_host: str
     environment: dict[str, str] = field(default_factory=dict)
     fsync: bool = False
+    # Their parts are controller, controller-2, controller-3, ...
+    controllers: int = 1
 
     def __post_init__(self) -> None:
         self.name = f"test-{secrets.token_hex(4)}"
-        http, agents, client, peer = (free_port() for _ in range(4))
-        self.http, self.agents = f"127.0.0.1:{http}", f"127.0.0.1:{agents}"
+        self.replicas = [
+            Replica(part, f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}")
+            for part in ("controller", *(f"controller-{n}" for n in range(2, self.controllers + 1)))
+        ]
+        client, peer = free_port(), free_port()
         self.etcd = EtcdProcess(
             self.directory / "etcd", client_port=client, peer_port=peer, unsafe_no_fsync=not self.fsync
         )
@@ -53,26 +68,34 @@ class PwmCluster:
 
     def start(self) -> "PwmCluster":
         self.etcd.start()
-        self.start_controller()
+        for replica in self.replicas:
+            self.start_controller(replica.part)
         self.start_agent()
         return self
 
-    def start_controller(self) -> None:
+    def start_controller(self, part: str = "controller") -> None:
+        replica = self.replica(part)
         self._spawn(
+            part,
             "controller",
             f"--etcd={self.etcd.address}",
-            f"--http={self.http}",
-            f"--agents={self.agents}",
+            f"--http={replica.http}",
+            f"--agents={replica.agents}",
             f"--admin-token-file={self.directory}/admin-token",
             f"--node-token-file={self.directory}/node-token",
             "--log-level=debug",
         )
-        eventually(lambda: self.pwm("get", "node").code == 0, "the controller answers", limit_s=START_LIMIT_S)
+        server = f"--server=http://{replica.http}"
+        eventually(lambda: self.pwm("get", "node", server).code == 0, f"{part} answers", limit_s=START_LIMIT_S)
+
+    def replica(self, part: str) -> Replica:
+        return next(replica for replica in self.replicas if replica.part == part)
 
     def start_agent(self, *, wait: bool = True) -> None:
         self._spawn(
             "agent",
-            f"--controllers={self.agents}",
+            "agent",
+            f"--controllers={','.join(replica.agents for replica in self.replicas)}",
             f"--node-token-file={self.directory}/node-token",
             f"--state-dir={self.directory}/agent",
             f"--cluster={self.name}",
@@ -85,11 +108,11 @@ class PwmCluster:
                 lambda: self.node()["status"].get("phase") == "READY", "the node is READY", limit_s=START_LIMIT_S
             )
 
-    def _spawn(self, part: str, *arguments: str) -> None:
+    def _spawn(self, part: str, *words: str) -> None:
         log = (self.directory / f"{part}.log").open("ab")
         environment = {**os.environ, **self.environment}
         self._processes[part] = subprocess.Popen(
-            [sys.executable, "-m", "pwm", part, *arguments],
+            [sys.executable, "-m", "pwm", *words],
             stdout=log,
             stderr=log,
             env=environment,
@@ -103,6 +126,13 @@ class PwmCluster:
         process.kill()
         process.wait()
 
+    def freeze(self, part: str) -> None:
+        """SIGSTOP: its sockets stay open, and nothing comes out of them."""
+        self._processes[part].send_signal(signal.SIGSTOP)
+
+    def thaw(self, part: str) -> None:
+        self._processes[part].send_signal(signal.SIGCONT)
+
     def stop(self, part: str) -> None:
         process = self._processes.pop(part)
         process.terminate()
@@ -112,8 +142,10 @@ class PwmCluster:
         """Start whatever does not run, so that the next test finds a whole cluster."""
         if not self.etcd.pid:
             self.etcd.start()
-        if "controller" not in self._processes:
-            self.start_controller()
+        for replica in self.replicas:
+            if replica.part not in self._processes:
+                self.start_controller(replica.part)
+            self.thaw(replica.part)
         if "agent" not in self._processes:
             self.start_agent()
 
@@ -136,7 +168,8 @@ class PwmCluster:
         token_file = self.directory / "admin-token"
         token = token_file.read_text().strip() if token_file.exists() else "none"
         kept = {k: v for k, v in os.environ.items() if not k.startswith("PWM_")}
-        return {**kept, "HOME": str(self.directory), "PWM_SERVER": f"http://{self.http}", "PWM_TOKEN": token}
+        servers = ",".join(f"http://{replica.http}" for replica in self.replicas)
+        return {**kept, "HOME": str(self.directory), "PWM_SERVER": servers, "PWM_TOKEN": token}
 
     def pwm(self, *arguments: str, input: str | bytes | None = None, timeout_s: float = 60) -> Result:
         """Run `pwm` to its end."""
@@ -226,6 +259,19 @@ def remove_containers(docker_host: str, cluster: str) -> None:
     ).stdout.split()  # fmt: skip
     if found:
         subprocess.run(["docker", "-H", docker_host, "rm", "-f", *found], capture_output=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def cluster_of_three(
+    docker_engine: DockerEngine, busybox_image: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PwmCluster]:
+    """The same with three controllers, which the agent and `pwm` all know."""
+    require_etcd()
+    made = PwmCluster(tmp_path_factory.mktemp("pwm"), docker_engine.host, controllers=3)
+    try:
+        yield made.start()
+    finally:
+        made.close()
 
 
 @pytest.fixture(scope="module")
