@@ -48,7 +48,7 @@ class Setting:
             multiple=multiple,
             flag=flag,
             choices=choices,
-            convert=None if flag or choices else convert,
+            convert=None if flag or choices or multiple else convert,
         )
 
     def from_text(self, text: str, where: str) -> object:
@@ -92,8 +92,12 @@ def read_settings(settings: Sequence[Setting], given: dict[str, Any]) -> dict[st
     for setting in settings:
         if text := os.environ.get(setting.variable):
             values[setting.name] = setting.from_text(text, setting.variable)
-        if given.get(setting.name) not in (None, (), False):
-            values[setting.name] = given[setting.name]
+        option = given.get(setting.name)
+        if setting.multiple and option:
+            # Several may also be written as one, `--etcd a:2379,b:2379`, as in variables.
+            values[setting.name] = setting.from_text(",".join(option), setting.option.spellings[0])
+        elif option not in (None, (), False):
+            values[setting.name] = option
     return values
 
 

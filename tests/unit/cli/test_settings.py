@@ -89,3 +89,10 @@ def test_an_agents_share_of_its_machine(monkeypatch: pytest.MonkeyPatch) -> None
     assert [(c.cpus, c.memory_bytes, c.gpus) for c in seen] == [
         (2, 8 << 30, {"GPU-a", "GPU-b"}), (0, 0, frozenset()), (0, 0, None),
     ]  # fmt: skip
+
+
+def test_several_values_of_an_option_may_be_written_as_one() -> None:
+    given = {"etcd": ("a:2379,b:2379", "c:2379")}
+    assert read_settings(SETTINGS, given) == {"etcd": ("a:2379", "b:2379", "c:2379")}
+    with pytest.raises(UsageError, match=r"--etcd: .*HOST:PORT"):
+        read_settings(SETTINGS, {"etcd": ("a:2379,b",)})
