@@ -80,6 +80,7 @@ class Peers:
         self._dial = dial
         self._refused = refused
         self._attending: dict[str, asyncio.Task[None]] = {}
+        self._alive: set[str] = set()
         self._channels: dict[str, Any] = {}
         self._usage: dict[str, NodeUsage] = {}
         self._usage_watchers = 0
@@ -99,6 +100,10 @@ class Peers:
         finally:
             for channel in self._channels.values():
                 await channel.close()
+
+    def alive(self) -> set[str]:
+        """Replicas to which a stream is open at this moment."""
+        return set(self._alive)
 
     def _others(self) -> list[Peer]:
         return [
@@ -154,12 +159,16 @@ class Peers:
                 match message.WhichOneof("message"):
                     case "replica":
                         answering = message.replica
+                        if answering == peer.replica:
+                            self._alive.add(answering)
                     case "leaving":
                         log.info("a replica leaves", replica=peer.replica)
         except _GONE as error:
             if isinstance(error, grpc.RpcError) and error.code() == grpc.StatusCode.UNAUTHENTICATED:
                 # Whoever it is does not know the token that this replica announced.
                 return answering or "another"
+        finally:
+            self._alive.discard(peer.replica)
         return answering
 
     async def _bury(self, peer: Peer) -> None:
