@@ -8,7 +8,6 @@ attempt was certainly not applied.
 """
 
 import asyncio
-import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Self, TypeVar
 
@@ -19,6 +18,7 @@ import structlog
 from pwm.api.etcd import rpc_pb2 as pb
 from pwm.controlplane.store import errors
 from pwm.controlplane.store.etcd_channels import Dial, Endpoint, Endpoints, translate
+from pwm.controlplane.store.etcd_versions import judge_version
 from pwm.controlplane.store.etcd_watch import key_value, watch
 from pwm.controlplane.store.kv import (
     PAGE_KEYS,
@@ -55,15 +55,6 @@ MAINTENANCE_TIMEOUT_S = 120.0
 # A member whose leader is gone refuses at once instead of letting the call wait.
 _METADATA = (("hasleader", "true"),)
 
-OLDEST_VERSION = (3, 4, 21)
-"""Older ones lose watch events and leases (etcd's 3.4 changelog)."""
-
-LOSES_WRITES = ((3, 5, 0), (3, 5, 4))
-"""These can lose acknowledged writes when a member is killed (etcd's postmortem of v3.5)."""
-
-FIXED_VERSION = {(3, 5): (3, 5, 28), (3, 6): (3, 6, 9)}
-"""Versions of a release line from which no known fault concerns us; older ones work, with a warning."""
-
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 Method = Callable[[Endpoint, float], Awaitable[T]]
@@ -78,9 +69,15 @@ class EtcdKV:
         *,
         credentials: grpc.ChannelCredentials | None = None,
         dial: Dial | None = None,
+        quota_of: Callable[[str], Awaitable[int]] | None = None,
     ) -> None:
-        """`dial` opens the channels, for the simulator; else they are gRPC's own."""
+        """`dial` opens the channels, for the simulator; else they are gRPC's own. `quota_of` asks the member at an
+        address for its quota, where it does not tell it with its status.
+        """
         self._endpoints = Endpoints(addresses, credentials=credentials, dial=dial)
+        self._quota_of = quota_of
+        # What was said of each member's version, so that it is said once.
+        self._said: dict[str, str] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -97,8 +94,12 @@ class EtcdKV:
         if all(member.trouble for member in status.members):
             raise errors.Unavailable(status.members[0].trouble)
         for member in status.members:
-            if not member.trouble:
-                refuse_version(member.version, member=member.name)
+            if member.refused:
+                raise errors.VersionRefused(member.refused)
+
+    @property
+    def interruptions(self) -> int:
+        return self._endpoints.interruptions
 
     # ---- keys
 
@@ -171,12 +172,12 @@ class EtcdKV:
         *,
         timeout_s: float | None = None,
     ) -> TxnResult:
-        request = _txn_request(compares, then, otherwise)
+        request = txn_request(compares, then, otherwise)
         answer = await self._write(
             lambda e, timeout: e.kv.Txn(request, timeout=timeout, metadata=_METADATA), timeout_s=timeout_s
         )
         reads = [] if answer.succeeded else [_page(r.response_range) for r in answer.responses]
-        return TxnResult(answer.succeeded, answer.header.revision, reads)
+        return TxnResult(answer.succeeded, answer.header.revision, reads, answer.header.cluster_id)
 
     def watch(
         self, key: bytes, end: bytes = b"", *, start_revision: int, deletes: bool = True
@@ -252,7 +253,7 @@ class EtcdKV:
 
     async def status(self) -> Status:
         """Asks every member, at most `ATTEMPT_TIMEOUT_S` each and all at once; silent ones carry their trouble."""
-        answers = await asyncio.gather(*(_member_status(e) for e in self._endpoints.all))
+        answers = await asyncio.gather(*(self._member_status(e) for e in self._endpoints.all))
         alarms: tuple[str, ...] = ()
         if any(not member.trouble for member, _ in answers):
             ask = pb.AlarmRequest(action=pb.AlarmRequest.GET)
@@ -261,7 +262,44 @@ class EtcdKV:
                 alarms = tuple(sorted({pb.AlarmType.Name(a.alarm) for a in raised.alarms}))
             except errors.Unavailable:
                 alarms = ("NO_QUORUM",)
+            except errors.VersionRefused:
+                log.debug("no member may be asked for alarms")
         return Status(max(revision for _, revision in answers), tuple(member for member, _ in answers), alarms)
+
+    async def _member_status(self, endpoint: Endpoint) -> tuple[Member, int]:
+        try:
+            answer = await endpoint.maintenance.Status(pb.StatusRequest(), timeout=ATTEMPT_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            return Member(endpoint.address, endpoint.address, trouble=error.details() or error.code().name), 0
+        name = f"{answer.header.member_id:x}"
+        quota_bytes = answer.dbSizeQuota
+        if not quota_bytes and self._quota_of is not None:
+            quota_bytes = await self._quota_of(endpoint.address)
+        refused, advice = judge_version(answer.version, member=name)
+        self._heed(endpoint, refused, advice)
+        member = Member(
+            name=name,
+            address=endpoint.address,
+            version=answer.version,
+            leader=answer.leader == answer.header.member_id,
+            db_bytes=answer.dbSize,
+            db_in_use_bytes=answer.dbSizeInUse,
+            quota_bytes=quota_bytes,
+            refused=refused,
+            advice=advice,
+        )
+        return member, answer.header.revision
+
+    def _heed(self, endpoint: Endpoint, refused: str, advice: str) -> None:
+        """A member may be exchanged for one of another version at any time."""
+        if refused != endpoint.refused:
+            self._endpoints.refuse(endpoint, refused)
+        if self._said.get(endpoint.address, "") != (refused or advice):
+            self._said[endpoint.address] = refused or advice
+            if refused:
+                log.error("etcd member is not used", why=refused)
+            elif advice:
+                log.warning("etcd member should be updated", why=advice)
 
     # ---- calls
 
@@ -279,7 +317,7 @@ class EtcdKV:
                 own = error if isinstance(error, errors.Unavailable) else translate(error, write=False)
                 if not isinstance(own, errors.Unavailable):
                     raise own from error
-                endpoint.shun()
+                self._endpoints.shun(endpoint)
                 if loop.time() + RETRY_PAUSE_S >= deadline:
                     raise own from error
                 await asyncio.sleep(RETRY_PAUSE_S)
@@ -295,41 +333,10 @@ class EtcdKV:
             except grpc.aio.AioRpcError as error:
                 own = translate(error, write=True)
                 if isinstance(own, errors.Unavailable | errors.Ambiguous):
-                    endpoint.shun()
+                    self._endpoints.shun(endpoint)
                 if not isinstance(own, errors.Unavailable) or loop.time() + RETRY_PAUSE_S >= deadline:
                     raise own from error
                 await asyncio.sleep(RETRY_PAUSE_S)
-
-
-async def _member_status(endpoint: Endpoint) -> tuple[Member, int]:
-    try:
-        answer = await endpoint.maintenance.Status(pb.StatusRequest(), timeout=ATTEMPT_TIMEOUT_S)
-    except grpc.aio.AioRpcError as error:
-        return Member(endpoint.address, endpoint.address, trouble=error.details() or error.code().name), 0
-    member = Member(
-        name=f"{answer.header.member_id:x}",
-        address=endpoint.address,
-        version=answer.version,
-        leader=answer.leader == answer.header.member_id,
-        db_bytes=answer.dbSize,
-        db_in_use_bytes=answer.dbSizeInUse,
-    )
-    return member, answer.header.revision
-
-
-def refuse_version(version: str, *, member: str) -> None:
-    """Raises VersionRefused for versions that lose data, and warns of those with known faults."""
-    match = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
-    if match is None:
-        raise errors.VersionRefused(f"etcd member {member} reports the version {version!r}, which is none")
-    number = (int(match[1]), int(match[2]), int(match[3]))
-    if number < OLDEST_VERSION or LOSES_WRITES[0] <= number <= LOSES_WRITES[1]:
-        raise errors.VersionRefused(
-            f"etcd member {member} runs {version}, which can lose data: use 3.4.21 or later, but not 3.5.0 to 3.5.4"
-        )
-    fixed = FIXED_VERSION.get(number[:2], (3, 5, 28))
-    if number < fixed:
-        log.warning("etcd has known faults in this version", member=member, version=version, fixed_in=fixed)
 
 
 # ---- between our values and etcd's messages
@@ -344,10 +351,10 @@ def _next_limit(page: Page) -> int:
 
 def _page(answer: pb.RangeResponse) -> Page:
     kvs: list[KeyValue] = [key_value(kv) for kv in answer.kvs]
-    return Page(answer.header.revision, kvs, answer.more)
+    return Page(answer.header.revision, kvs, answer.more, answer.header.cluster_id)
 
 
-def _txn_request(compares: Sequence[Compare], then: Sequence[Put | Delete], otherwise: Sequence[Read]) -> pb.TxnRequest:
+def txn_request(compares: Sequence[Compare], then: Sequence[Put | Delete], otherwise: Sequence[Read]) -> pb.TxnRequest:
     """Filled in place: making each part apart and copying it in takes four times as long."""
     request = pb.TxnRequest()
     for compare in compares:

@@ -1,8 +1,9 @@
 """Connections to etcd's members: which one to ask, and what its errors mean.
 
-Each member has a gRPC channel of its own, and calls stick to one member until it misbehaves; a frozen one
-is then left alone for a while. One channel over all members would hide which of them answered, and gRPC's
-own balancing keeps sending to a member that accepts connections but does nothing.
+Each member has a gRPC channel of its own, and calls and watches stick to one member until it misbehaves.
+Then all of them leave it for the next, and it is asked in the background until it is well again, so that no
+call of a user's has to find out that it is still frozen. One channel over all members would hide which of
+them answered, and gRPC's own balancing keeps sending to a member that accepts connections but does nothing.
 
 `translate` is where every error of gRPC and etcd becomes one of the store's own. The question it must
 never get wrong is whether a write can have been applied: only what etcd says before it proposes a
@@ -12,13 +13,14 @@ request, and connections that were never made, count as surely not applied.
 import asyncio
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
 
+from pwm.api.etcd import rpc_pb2 as pb
 from pwm.api.etcd import rpc_pb2_grpc as rpc
 from pwm.controlplane.store import errors
 
@@ -38,8 +40,10 @@ KEEPALIVE_TIMEOUT_MS = 3_000
 MESSAGE_LIMIT_BYTES = 64 * 1024 * 1024
 """gRPC's default of 4 MiB refuses a page of large heads."""
 
-SHUNNED_S = 2.0
-"""How long a member that failed is asked last."""
+PROBE_TIMEOUT_S = 1.0
+FIRST_PROBE_S = 0.5
+LAST_PROBE_S = 5.0
+"""How often a member that failed is asked whether it is back: soon at first, as most are only restarted."""
 
 CHANNEL_OPTIONS: list[tuple[str, int]] = [
     ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
@@ -74,9 +78,9 @@ _ASK_ANOTHER = (
 Dial = Callable[[str], grpc.aio.Channel]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Endpoint:
-    """One member's channel and stubs. It is asked last until `shunned_until` (loop time)."""
+    """One member's channel and stubs."""
 
     address: str
     channel: grpc.aio.Channel
@@ -85,10 +89,14 @@ class Endpoint:
     lease: "LeaseAsyncStub"
     cluster: "ClusterAsyncStub"
     maintenance: "MaintenanceAsyncStub"
-    shunned_until: float = 0.0
-
-    def shun(self) -> None:
-        self.shunned_until = asyncio.get_running_loop().time() + SHUNNED_S
+    # It failed, and has not been found well since.
+    away: bool = False
+    # Why it is not used at all: a sentence; empty for a member whose version is all right.
+    refused: str = ""
+    # Loop time of its last failure.
+    failed_at: float = 0.0
+    # Set when calls to it fail: whoever waits for something on a stream of this member must not wait on.
+    left: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Endpoints:
@@ -105,16 +113,61 @@ class Endpoints:
         shuffled = random.sample(list(addresses), len(addresses))
         connect = dial or partial(_dial, credentials=credentials)
         self.all = [_endpoint(target, connect(target)) for target in map(_target, shuffled)]
+        self.interruptions = 0
+        """How often an answer failed to come: as long as it stays the same, nothing has happened to the store."""
+        self._current = self.all[0]
+        self._probes: set[asyncio.Task[None]] = set()
 
     def pick(self) -> Endpoint:
-        """The first member that is not shunned, else the one whose time is up soonest."""
-        first = self.all[0]
-        if not first.shunned_until:
-            return first
-        now = asyncio.get_running_loop().time()
-        return min(self.all, key=lambda e: max(e.shunned_until - now, 0.0))
+        """The member in use; when it has failed, the next that has not; if all have, the one that failed first.
+
+        Raises VersionRefused when no member may be used.
+        """
+        current = self._current
+        if current.away or current.refused:
+            usable = [endpoint for endpoint in self.all if not endpoint.refused]
+            if not usable:
+                raise errors.VersionRefused(current.refused)
+            self._current = min(usable, key=lambda e: (e.away, e.failed_at))
+        return self._current
+
+    def shun(self, endpoint: Endpoint) -> None:
+        """It did not answer: leave it until it does."""
+        self.interruptions += 1
+        loop = asyncio.get_running_loop()
+        endpoint.failed_at = loop.time()
+        endpoint.left.set()
+        endpoint.left = asyncio.Event()
+        if not endpoint.away:
+            endpoint.away = True
+            probe = loop.create_task(self._await_return(endpoint), name=f"etcd {endpoint.address}")
+            self._probes.add(probe)
+            probe.add_done_callback(self._probes.discard)
+
+    def refuse(self, endpoint: Endpoint, why: str) -> None:
+        """Use it no more, or with an empty reason again."""
+        endpoint.refused = why
+        if why:
+            endpoint.left.set()
+            endpoint.left = asyncio.Event()
+
+    async def _await_return(self, endpoint: Endpoint) -> None:
+        pause_s = FIRST_PROBE_S
+        while True:
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, LAST_PROBE_S)
+            try:
+                answer = await endpoint.maintenance.Status(pb.StatusRequest(), timeout=PROBE_TIMEOUT_S)
+            except grpc.aio.AioRpcError:
+                continue
+            if answer.leader:  # one that is cut off from the others answers, and is of no use
+                endpoint.away = False
+                return
 
     async def close(self) -> None:
+        for probe in self._probes:
+            probe.cancel()
+        await asyncio.gather(*self._probes, return_exceptions=True)
         for endpoint in self.all:
             await endpoint.channel.close()
 

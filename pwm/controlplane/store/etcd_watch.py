@@ -14,7 +14,7 @@ A compacted watch is first created, then cancelled with a compact_revision and n
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
@@ -29,11 +29,11 @@ from pwm.controlplane.store.kv import KeyValue, WatchBatch, WatchEvent
 if TYPE_CHECKING:
     WatchCall = grpc.aio.StreamStreamCall[pb.WatchRequest, pb.WatchResponse]
 
-QUIET_S = 3.0
+QUIET_S = 1.5
 """After this much silence the member is asked for a sign of life."""
 
-SILENT_S = 10.0
-"""A member that gave none for so long is left for another."""
+SILENT_S = 3.5
+"""A member that gave none for so long is left for another: users wait for what the watch brings."""
 
 FIRST_BACK_OFF_S = 0.05
 LAST_BACK_OFF_S = 2.0
@@ -60,12 +60,12 @@ async def watch(
         call = endpoint.watch.Watch(metadata=_METADATA)
         try:
             await _create(call, _request(key, end, position.next_revision, deletes=deletes))
-            async for batch in _batches(call, position):
+            async for batch in _batches(call, position, endpoint.left):
                 back_off_s = FIRST_BACK_OFF_S
                 yield batch
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError, _Broken) as error:
             _refuse_to_resume(error)
-            endpoint.shun()
+            endpoints.shun(endpoint)
             log.info("watch resumes", member=endpoint.address, at=position.next_revision, error=str(error) or "silent")
         finally:
             call.cancel()
@@ -110,34 +110,45 @@ async def _create(call: "WatchCall", request: pb.WatchRequest) -> None:
         await call.write(request)
 
 
-async def _batches(call: "WatchCall", position: _Position) -> AsyncGenerator[WatchBatch, None]:
+async def _batches(
+    call: "WatchCall", position: _Position, member_left: asyncio.Event
+) -> AsyncGenerator[WatchBatch, None]:
     """What one stream delivers until it breaks."""
     position.restart()
-    while True:
-        answer = await _next_answer(call)
-        if answer.compact_revision:
-            raise errors.Compacted(answer.compact_revision)
-        if answer.canceled:
-            raise _Broken(answer.cancel_reason)
-        if answer.created:
-            continue
-        batch = position.accept(answer)
-        if batch is not None:
-            yield batch
+    leaving = asyncio.ensure_future(member_left.wait())
+    try:
+        while True:
+            answer = await _next_answer(call, leaving)
+            if answer.compact_revision:
+                raise errors.Compacted(answer.compact_revision)
+            if answer.canceled:
+                raise _Broken(answer.cancel_reason)
+            if answer.created:
+                continue
+            batch = position.accept(answer)
+            if batch is not None:
+                yield batch
+    finally:
+        leaving.cancel()
 
 
-async def _next_answer(call: "WatchCall") -> pb.WatchResponse:
+async def _next_answer(call: "WatchCall", leaving: "asyncio.Future[Any]") -> pb.WatchResponse:
     """Waits for the next message, asking for a sign of life when it stays quiet.
+
+    `leaving` is done when other calls to the member have failed: a frozen one would let us wait for nothing.
 
     The read itself is never cancelled while the stream is good: gRPC ends a call whose read is cancelled.
     """
     reading = asyncio.ensure_future(call.read())
     try:
-        done, _ = await asyncio.wait({reading}, timeout=QUIET_S)
+        either: set[asyncio.Future[Any]] = {reading, leaving}
+        done, _ = await asyncio.wait(either, timeout=QUIET_S, return_when=asyncio.FIRST_COMPLETED)
         if not done:
             async with asyncio.timeout(SILENT_S - QUIET_S):
                 await call.write(pb.WatchRequest(progress_request=pb.WatchProgressRequest()))
-                await asyncio.wait({reading})
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not reading.done():
+            raise _Broken("other calls to the member failed")
         answer = reading.result()
     finally:
         reading.cancel()

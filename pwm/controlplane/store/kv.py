@@ -32,11 +32,15 @@ class KeyValue:
 
 @dataclass(slots=True)
 class Page:
-    """The answer to a read. `revision` is the store's when it was answered; `more` if a limit cut it short."""
+    """The answer to a read. `revision` is the store's when it was answered; `more` if a limit cut it short.
+
+    `cluster` identifies the store, as far as it does that by itself: it stays the same for as long as it lives.
+    """
 
     revision: int
     kvs: list[KeyValue]
     more: bool = False
+    cluster: int = 0
 
 
 class Target(Enum):
@@ -83,6 +87,7 @@ class TxnResult:
     succeeded: bool
     revision: int
     reads: list[Page]
+    cluster: int = 0
 
 
 @dataclass(slots=True)
@@ -112,7 +117,11 @@ class LeaseGrant:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One server of the key-value store. `trouble` is a sentence when it could not be asked."""
+    """One server of the key-value store. `trouble` is a sentence when it could not be asked.
+
+    `quota_bytes` is how large its database may grow, 0 when it does not say; `refused` a sentence when it runs
+    a version that is not used, `advice` one when its version has known faults.
+    """
 
     name: str
     address: str
@@ -120,7 +129,10 @@ class Member:
     leader: bool = False
     db_bytes: int = 0
     db_in_use_bytes: int = 0
+    quota_bytes: int = 0
     trouble: str = ""
+    refused: str = ""
+    advice: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +146,11 @@ class Status:
 
 class KV(Protocol):
     """Every method may raise `KVError`s; writes tell `Unavailable` from `Ambiguous`."""
+
+    @property
+    def interruptions(self) -> int:
+        """Grows whenever the store failed to answer: as long as it stays the same, nobody has exchanged the store."""
+        ...
 
     async def range(
         self,

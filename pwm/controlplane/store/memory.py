@@ -97,6 +97,10 @@ class MemoryKV:
         self._last_lease = 0
         self._grown = asyncio.Event()  # replaced by a new one whenever the store grows
 
+    @property
+    def interruptions(self) -> int:
+        return 0
+
     async def close(self) -> None:
         for lease in self._leases.values():
             lease.timer.cancel()

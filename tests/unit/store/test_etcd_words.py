@@ -6,8 +6,8 @@ import pytest
 
 from pwm.controlplane.store import errors
 from pwm.controlplane.store.commits import StreamId
-from pwm.controlplane.store.etcd import refuse_version
 from pwm.controlplane.store.etcd_channels import Endpoints, translate
+from pwm.controlplane.store.etcd_versions import judge_version
 from pwm.controlplane.store.keys import Keys
 from pwm.controlplane.store.kv import prefix_end
 
@@ -56,17 +56,18 @@ def test_only_what_was_surely_not_applied_may_simply_be_repeated() -> None:
 
 @pytest.mark.parametrize("version", ["3.3.27", "3.4.20", "3.5.0", "3.5.4", "unknown", ""])
 def test_versions_that_lose_data_are_refused(version: str) -> None:
-    with pytest.raises(errors.VersionRefused, match="m1"):
-        refuse_version(version, member="m1")
+    refused, _ = judge_version(version, member="m1")
+    assert "m1" in refused
 
 
 @pytest.mark.parametrize(
     ("version", "warned"),
     [("3.4.21", True), ("3.5.5", True), ("3.5.28", False), ("3.6.8", True), ("3.6.9", False), ("3.7.0", False)],
 )
-def test_versions_with_known_faults_warn(version: str, warned: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    refuse_version(version, member="m1")
-    assert ("known faults" in capsys.readouterr().out) == warned
+def test_versions_with_known_faults_are_used_with_advice(version: str, warned: bool) -> None:
+    refused, advice = judge_version(version, member="m1")
+    assert not refused
+    assert ("known faults" in advice) == warned
 
 
 async def test_addresses_are_taken_with_and_without_a_scheme() -> None:
@@ -75,17 +76,20 @@ async def test_addresses_are_taken_with_and_without_a_scheme() -> None:
     await endpoints.close()
 
 
-async def test_a_member_that_failed_is_asked_last_for_a_while() -> None:
+async def test_calls_stick_to_a_member_until_it_fails_and_then_all_leave_it() -> None:
     endpoints = Endpoints(["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"])
     first = endpoints.pick()
-    assert endpoints.pick() is first, "calls stick to a member"
-    first.shun()
+    assert endpoints.pick() is first
+    waiting = first.left
+    endpoints.shun(first)
+    assert waiting.is_set(), "who waits on a stream of it is told"
     second = endpoints.pick()
     assert second is not first
-    second.shun()
+    endpoints.shun(second)
     third = endpoints.pick()
-    third.shun()
+    endpoints.shun(third)
     assert endpoints.pick() is first, "when all have failed, the one that failed longest ago"
+    assert endpoints.interruptions == 3
     await endpoints.close()
 
 

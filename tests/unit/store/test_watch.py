@@ -11,7 +11,7 @@ import pytest
 from pwm.api.etcd import kv_pb2
 from pwm.api.etcd import rpc_pb2 as pb
 from pwm.controlplane.store import errors
-from pwm.controlplane.store.etcd_watch import SILENT_S, watch
+from pwm.controlplane.store.etcd_watch import QUIET_S, SILENT_S, watch
 from tests.sim.virtual_time import run
 
 Script = list[Any]
@@ -63,11 +63,12 @@ class Members:
         self.streams: list[Stream] = []
         self.watch = self
         self.shunned = 0
+        self.left = asyncio.Event()
 
     def pick(self) -> "Members":
         return self
 
-    def shun(self) -> None:
+    def shun(self, member: "Members") -> None:
         self.shunned += 1
 
     def Watch(self, *, metadata: object) -> Stream:
@@ -143,7 +144,7 @@ def test_a_silent_member_is_asked_and_then_left() -> None:
 
 def test_a_quiet_member_that_answers_is_kept() -> None:
     async def later() -> pb.WatchResponse:
-        await asyncio.sleep(4)
+        await asyncio.sleep((QUIET_S + SILENT_S) / 2)
         return mark(12, asked=True)
 
     steps: list[Callable[[], Awaitable[pb.WatchResponse]]] = [later] * 10
