@@ -52,8 +52,16 @@ class Record:
 class Journal:
     """Owned by one event loop; not for threads."""
 
-    def __init__(self, path: Path, *, clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        connect: Callable[[Path], sqlite3.Connection] | None = None,
+    ) -> None:
+        """`connect` opens the database, for the simulator; else it is the file at `path`."""
         self._path = path
+        self._connect = connect or _connect
         self._clock_ms = clock_ms
         self._records: dict[str, Record] = {}
         # In order of their sequence.
@@ -134,7 +142,7 @@ class Journal:
     # -- the file
 
     def _open(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
+        db = self._connect(self._path)
         try:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")
@@ -213,3 +221,7 @@ class Journal:
             "INSERT OR REPLACE INTO container VALUES (?, ?, ?, ?, ?)",
             (record.uid, assignment, record.phase, record.runtime_id, record.end_sequence),
         )
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
