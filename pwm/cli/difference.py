@@ -7,30 +7,37 @@ filled in, is no difference. Old spellings of a field, which the server stores u
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from typing import Any
 
 from pwm.cli.errors import NOT_FOUND, ServerError
 from pwm.cli.invocation import Invocation
 from pwm.cli.kinds import is_kind, kind_of
-from pwm.cli.manifest import Document
+from pwm.manifest.cutting import Chunk, ManifestError
+from pwm.manifest.documents import Document, read_all
 
 GREEN, RED, PLAIN = "\033[32m", "\033[31m", "\033[0m"
 
 
-def show_difference(invocation: Invocation, document: Document) -> None:
-    """A unified diff on standard output; nothing when there is no difference."""
+def show_differences(invocation: Invocation, chunks: Iterable[Chunk | ManifestError]) -> None:
+    """A unified diff of each document on standard output; nothing of those without a difference."""
+    for document in read_all(chunks):
+        # Of the others the server will say what is wrong with them.
+        if isinstance(document, Document) and document.name and is_kind(document.kind):
+            _show_difference(invocation, document)
+
+
+def _show_difference(invocation: Invocation, document: Document) -> None:
     from pwm.cli.render import harmless, to_yaml
 
-    if not document.name or not is_kind(document.kind):
-        return  # the server will say what is wrong with it
     there = _there(invocation, document)
     wanted = {name: value for name, value in document.content.items() if name != "status"}
     mentioned = _mentioned(there, wanted) if there else {}
     lines = difflib.unified_diff(
         to_yaml(mentioned).splitlines() if mentioned else [],
         to_yaml(wanted).splitlines(),
-        fromfile=f"{document.label} (there)",
-        tofile=f"{document.label} ({document.place('').source})",
+        fromfile=f"{document.kind}/{document.name} (there)",
+        tofile=f"{document.kind}/{document.name} ({document.chunk.source})",
         lineterm="",
     )
     for line in lines:

@@ -67,8 +67,8 @@ def select(
 def _in_files(files: Sequence[str], *, recursive: bool, group: str) -> list[tuple[str, str, str]]:
     """What the documents of files name. One that cannot be read stops everything: nothing is done by half."""
     from pwm.cli.errors import CliError
-    from pwm.cli.manifest import read_documents
-    from pwm.cli.yamlreader import ManifestError
+    from pwm.cli.sources import read_documents
+    from pwm.manifest.cutting import ManifestError
 
     found: list[tuple[str, str, str]] = []
     for document in read_documents(files, recursive=recursive):

@@ -1,27 +1,32 @@
 """`pwm apply`: documents to the server, and one line of answer for each.
 
-Documents are read one by one (`manifest.py`), sent in batches, and answered in order. One that cannot be read,
-or that the server refuses, changes nothing and does not stop the others: its line says `refused`, standard
-error says why and where (file:line:column), and the exit code is that of the worst refusal.
+Sources are only cut into documents here and sent as they are written: the server reads them, and its answer says for
+each what became of it, and for each complaint in which line and column. So this command loads no YAML parser, which
+would cost more than all else that it does. One document that cannot be read, or that the server refuses, changes
+nothing and does not stop the others: its line says `refused`, standard error says why and where (file:line:column),
+and the exit code is that of the worst refusal.
 
-    files -> Document ... -> batches -> POST /v1/apply -> results -> lines      (--wait: then watch)
+    files -> Chunk ... -> batches -> POST /v1/apply -> results -> lines      (--wait: then watch)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
-
 from pwm.cli import exit_codes
 from pwm.cli.command import SCOPE, TIMEOUT_HELP, Argument, Command, Option, seconds
 from pwm.cli.errors import INVALID_ARGUMENT, CliError, ServerError, UsageError, exit_of_status
-from pwm.cli.invocation import Invocation
-from pwm.cli.manifest import Document, read_documents
-from pwm.cli.yamlreader import ManifestError
+from pwm.cli.sources import cut_sources
+from pwm.manifest.cutting import Chunk, ManifestError, Place
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from typing import Any
+
+    from pwm.cli.invocation import Invocation
 
 # Documents in one request: its answer comes within a second, and what is done is seen soon.
 BATCH_DOCUMENTS = 200
-# Far below the 16 MiB that the server takes; JSON may be longer than the YAML it came from.
+# Far below the 16 MiB that the server takes; JSON may be longer than the YAML it holds.
 BATCH_CHARS = 4 * 1024 * 1024
 # 200 documents, each a commit, on a slow etcd.
 APPLY_TIMEOUT_S = 120.0
@@ -29,14 +34,42 @@ APPLY_TIMEOUT_S = 120.0
 REFUSED = "REFUSED"
 
 
-class Outcome(NamedTuple):
-    """What became of one document, or of one that could not be read."""
+class Outcome:
+    """What became of one document, or of a source or document that could not be read.
 
-    label: str
-    word: str
-    document: Document | None = None
-    result: dict[str, Any] = {}
-    code: int = exit_codes.DONE
+    `result` is the server's, or in its form.
+    """
+
+    __slots__ = ("result", "source")
+
+    def __init__(self, source: str, result: dict[str, Any]) -> None:
+        self.source = source
+        self.result = result
+
+    @property
+    def word(self) -> str:
+        return str(self.result.get("outcome", ""))
+
+    @property
+    def label(self) -> str:
+        """How to call it in a message."""
+        kind, name = (str(self.result.get(field) or "") for field in ("kind", "name"))
+        if kind and name:
+            return f"{kind}/{name}"
+        if "line" in self.result:
+            return f"{kind or 'document'} ({self.place(self.result)})"
+        return str(self.place(next(iter(self.result.get("problems", ())), {})))
+
+    @property
+    def code(self) -> int:
+        if self.word != REFUSED:
+            return exit_codes.DONE
+        statuses = [int(problem.get("code") or INVALID_ARGUMENT) for problem in self.result.get("problems", ())]
+        return max((exit_of_status(status) for status in statuses), default=exit_codes.FAILED)
+
+    def place(self, part: dict[str, Any]) -> Place:
+        """Where the result, or one of its problems, says that it stands."""
+        return Place(self.source, int(part.get("line", 0)), int(part.get("column", 0)))
 
 
 def apply(
@@ -56,15 +89,15 @@ def apply(
     if not names:
         raise UsageError("say what to apply", next_step="pwm apply -f FILE, -f DIRECTORY, or -f - for standard input")
     outcomes: list[Outcome] = []
-    entries = list(read_documents(names, recursive=recursive))
+    entries = list(cut_sources(names, recursive=recursive))
     if diff:
-        from pwm.cli.difference import show_difference
+        from pwm.cli.difference import show_differences
 
-        for entry in entries:
-            if isinstance(entry, Document):
-                show_difference(invocation, entry)
+        show_differences(invocation, entries)
     for batch in _batches(entries):
-        outcomes += _apply_batch(invocation, batch, dry_run=dry_run or diff, output=output)
+        for outcome in _apply_batch(invocation, batch, dry_run=dry_run or diff):
+            outcomes.append(outcome)
+            _show(invocation, outcome, dry_run=dry_run or diff, output=output)
     if not outcomes:
         raise CliError("no documents there", next_step="A document begins with apiVersion, kind and metadata.")
     if output == "json":
@@ -75,12 +108,12 @@ def apply(
     return code
 
 
-def _batches(entries: Sequence[Document | ManifestError]) -> Iterator[list[Document | ManifestError]]:
+def _batches(entries: Iterable[Chunk | ManifestError]) -> Iterator[list[Chunk | ManifestError]]:
     """Lists of documents and errors, in order, small enough for one request each."""
-    batch: list[Document | ManifestError] = []
+    batch: list[Chunk | ManifestError] = []
     chars = 0
     for entry in entries:
-        size = entry.size if isinstance(entry, Document) else 0
+        size = len(entry.text) if isinstance(entry, Chunk) else 0
         if batch and (len(batch) >= BATCH_DOCUMENTS or chars + size > BATCH_CHARS):
             yield batch
             batch, chars = [], 0
@@ -90,61 +123,54 @@ def _batches(entries: Sequence[Document | ManifestError]) -> Iterator[list[Docum
         yield batch
 
 
-def _apply_batch(
-    invocation: Invocation, batch: list[Document | ManifestError], *, dry_run: bool, output: str | None
-) -> list[Outcome]:
-    documents = [entry for entry in batch if isinstance(entry, Document)]
-    results: list[dict[str, Any]] = []
-    if documents:
-        body: dict[str, Any] = {"documents": [document.content for document in documents]}
+def _apply_batch(invocation: Invocation, batch: Sequence[Chunk | ManifestError], *, dry_run: bool) -> Iterator[Outcome]:
+    chunks = [entry for entry in batch if isinstance(entry, Chunk)]
+    results: list[list[dict[str, Any]]] = []
+    if chunks:
+        body: dict[str, Any] = {"manifests": [{"text": chunk.text, "firstLine": chunk.first_line} for chunk in chunks]}
         body |= {"dryRun": True} if dry_run else {}
         body |= {"group": invocation.group} if invocation.group else {}
-        results = _send(invocation, documents, body)
-    outcomes, given = [], iter(results)
+        results = _send(invocation, chunks, body)
+    given = iter(results)
     for entry in batch:
-        if isinstance(entry, Document):
-            outcome = _outcome(entry, next(given))
+        if isinstance(entry, ManifestError):
+            yield Outcome(entry.place.source, _refusal(entry.message, entry.next_step, place=entry.place))
         else:
-            outcome = Outcome(str(entry.place), REFUSED, code=exit_codes.FAILED)
-        outcomes.append(outcome)
-        _show(invocation, outcome, entry, dry_run=dry_run, output=output)
-    return outcomes
+            yield from (Outcome(entry.source, result) for result in next(given))
 
 
-def _send(invocation: Invocation, documents: list[Document], body: dict[str, Any]) -> list[dict[str, Any]]:
-    """The results of a batch. A request that is refused as a whole refuses each of its documents."""
+def _send(invocation: Invocation, chunks: Sequence[Chunk], body: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """The results of each chunk. A request that is refused as a whole refuses each of its chunks."""
     try:
         answer = invocation.client.call("POST", "/v1/apply", body=body, timeout_s=APPLY_TIMEOUT_S)
     except ServerError as error:
         if error.status != INVALID_ARGUMENT:
             raise
-        problem = {"message": error.message, "nextStep": error.next_step, "code": error.status}
-        return [{"outcome": REFUSED, "problems": [problem]} for _ in documents]
-    results: list[dict[str, Any]] = answer.get("results", [])
-    if len(results) != len(documents):
-        raise CliError(
-            f"the server answered {len(results)} of {len(documents)} documents",
-            next_step="`pwm version` says whether client and server fit together.",
-        )
+        return [[_refusal(error.message, error.next_step, place=chunk.start)] for chunk in chunks]
+    results: list[list[dict[str, Any]]] = [[] for _ in chunks]
+    for result in answer.get("results", ()):
+        index = int(result.pop("manifest", 0))
+        if index >= len(chunks):
+            raise CliError(
+                f"the server answered of document {index + 1}, and was sent {len(chunks)}",
+                next_step="`pwm version` says whether client and server fit together.",
+            )
+        results[index].append(result | {"source": chunks[index].source})
     return results
 
 
-def _outcome(document: Document, result: dict[str, Any]) -> Outcome:
-    word = str(result.get("outcome", ""))
-    code = exit_codes.DONE
-    if word == REFUSED:
-        statuses = [int(problem.get("code") or INVALID_ARGUMENT) for problem in result.get("problems", ())]
-        code = max((exit_of_status(status) for status in statuses), default=exit_codes.FAILED)
-    label = f"{result['kind']}/{result['name']}" if result.get("kind") and result.get("name") else document.label
-    return Outcome(label, word, document, result, code)
+def _refusal(message: str, next_step: str, *, place: Place) -> dict[str, Any]:
+    """The result of what the server has not seen."""
+    problem: dict[str, Any] = {"message": message, "nextStep": next_step, "code": INVALID_ARGUMENT}
+    if place.line:
+        problem |= {"line": place.line, "column": place.column}
+    return {"outcome": REFUSED, "problems": [problem], "source": place.source}
 
 
 # --- what the person sees -------------------------------------------------------------------------
 
 
-def _show(
-    invocation: Invocation, outcome: Outcome, entry: Document | ManifestError, *, dry_run: bool, output: str | None
-) -> None:
+def _show(invocation: Invocation, outcome: Outcome, *, dry_run: bool, output: str | None) -> None:
     from pwm.cli.render import harmless, status_word
 
     label = harmless(outcome.label)
@@ -154,35 +180,20 @@ def _show(
         invocation.say(f"{label} {word}{' (dry run)' if dry_run else ''}{': ' + prediction if prediction else ''}")
     elif output == "name" and outcome.word != REFUSED:
         invocation.say(label)
-    if isinstance(entry, ManifestError):
-        _complain(invocation, "error", str(entry.place), entry.message, entry.next_step)
-        return
     for level, problems in (("error", "problems"), ("warning", "warnings")):
         for problem in outcome.result.get(problems, ()):
-            place = entry.place(str(problem.get("field", "")))
-            _complain(invocation, level, str(place), str(problem.get("message", "")), str(problem.get("nextStep", "")))
+            message, next_step = str(problem.get("message", "")), str(problem.get("nextStep", ""))
+            step = f"\n  {next_step}" if next_step else ""
+            invocation.note(harmless(f"{level}: {outcome.place(problem)}: {message}{step}"))
 
 
-def _complain(invocation: Invocation, level: str, place: str, message: str, next_step: str) -> None:
-    from pwm.cli.render import harmless
-
-    invocation.note(harmless(f"{level}: {place}: {message}" + (f"\n  {next_step}" if next_step else "")))
-
-
-def _show_json(invocation: Invocation, outcomes: list[Outcome]) -> None:
+def _show_json(invocation: Invocation, outcomes: Sequence[Outcome]) -> None:
     from pwm.cli.render import to_json
 
-    invocation.say(
-        to_json(
-            [
-                {"kind": o.result.get("kind", ""), "name": o.result.get("name", ""), **o.result, "outcome": o.word}
-                for o in outcomes
-            ]
-        )
-    )
+    invocation.say(to_json([{"kind": "", "name": "", **outcome.result} for outcome in outcomes]))
 
 
-def _wait(invocation: Invocation, outcomes: list[Outcome], timeout_s: float | None) -> int:
+def _wait(invocation: Invocation, outcomes: Sequence[Outcome], timeout_s: float | None) -> int:
     from pwm.cli.kinds import WORKLOAD
     from pwm.cli.workload_wait import wait_for_start
 

@@ -28,6 +28,9 @@ MAX_EXACT_INT = 2**53
 # Longest excerpt of a user's value in a message, and longest message.
 _SHOWN_CHARS = 40
 _SENTENCE_CHARS = 400
+# A value that stands deeper has the path of the nearest parent: long keys above a long list would make a gigabyte of
+# paths out of a document of common size.
+_PATH_CHARS = 400
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
@@ -82,12 +85,17 @@ def plant(value: Json, path: str = "", depth: int = 0) -> Item:
         raise TooDeep(path)
     if isinstance(value, dict):
         prefix = f"{path}." if path else ""
-        return Item({key: plant(child, f"{prefix}{key}", depth + 1) for key, child in value.items()}, path)
+        children = {key: plant(child, _path(f"{prefix}{key}", path), depth + 1) for key, child in value.items()}
+        return Item(children, path)
     if isinstance(value, list):
-        return Item([plant(child, f"{path}[{index}]", depth + 1) for index, child in enumerate(value)], path)
+        return Item([plant(child, _path(f"{path}[{n}]", path), depth + 1) for n, child in enumerate(value)], path)
     if isinstance(value, float) and abs(value) <= MAX_EXACT_INT and value == int(value):
         return Item(int(value), path)
     return Item(value, path)
+
+
+def _path(path: str, parent: str) -> str:
+    return path if len(path) <= _PATH_CHARS else parent
 
 
 def child(item: Item | None, *keys: str) -> Item | None:

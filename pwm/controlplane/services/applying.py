@@ -1,4 +1,4 @@
-"""Applying documents: parse, check, decide, append, one result per document.
+"""Applying documents: read, check, decide, append, one result per document.
 
 Documents stand alone: one that is refused changes nothing and the others go on. Workloads next to each
 other are applied at the same time, so that the store can group their commits; any other kind is finished
@@ -11,8 +11,6 @@ from itertools import groupby
 from typing import Any
 
 import grpc
-from google.protobuf import json_format
-from google.protobuf.struct_pb2 import Struct
 
 from pwm.api.v1.common_pb2 import Reason
 from pwm.api.v1.services_pb2 import ApplyRequest, ApplyResponse, ApplyResult, Problem
@@ -21,12 +19,13 @@ from pwm.controlplane.auth import Authorizer, Principal
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import Commands, NameInUse
 from pwm.controlplane.core.decide import Change, Refusal, apply_resource, apply_workload, replica_count
-from pwm.controlplane.core.manifest import Parsed, Refused, parse_document
+from pwm.controlplane.core.manifest import Parsed
 from pwm.controlplane.core.scheduling.cluster import Cluster
 from pwm.controlplane.core.scheduling.explain import explain
 from pwm.controlplane.core.scheduling.plan import plan
 from pwm.controlplane.core.scheduling.queue import Waiting
 from pwm.controlplane.errors import ApiError
+from pwm.controlplane.services.manifests import locate, read_request
 from pwm.controlplane.view import View
 
 # Where a document asks for what no node has.
@@ -51,7 +50,8 @@ class Applier:
 
     async def apply(self, request: ApplyRequest, principal: Principal) -> ApplyResponse:
         group = request.group or principal.default_group
-        parsed = [self._parse(document, group) for document in request.documents]
+        readings = await read_request(request, group=group)
+        parsed = [reading.meaning for reading in readings]
         results: list[ApplyResult] = []
         revision = self._view.revision
         for together, documents in groupby(_batches(parsed), key=lambda pair: pair[0]):
@@ -64,22 +64,8 @@ class Applier:
         for document, result in zip(parsed, results, strict=True):
             if isinstance(document, Parsed) and result.outcome in (ApplyResult.CREATED, ApplyResult.CONFIGURED):
                 self._warn_in_vain(document, result)
+        await locate(readings, results)
         return ApplyResponse(results=results, revision=revision)
-
-    def _parse(self, document: Struct, group: str) -> Parsed | ApplyResult:
-        tree = json_format.MessageToDict(document)
-        try:
-            return parse_document(tree, default_group=group)
-        except Refused as error:
-            metadata = tree.get("metadata")
-            metadata = metadata if isinstance(metadata, dict) else {}
-            return ApplyResult(
-                outcome=ApplyResult.REFUSED,
-                kind=str(tree.get("kind") or ""),
-                name=str(metadata.get("name") or ""),
-                group=str(metadata.get("group") or metadata.get("workspace") or group),
-                problems=error.problems,
-            )
 
     async def _one(self, parsed: Parsed | ApplyResult, principal: Principal, dry_run: bool) -> tuple[ApplyResult, int]:
         if isinstance(parsed, ApplyResult):

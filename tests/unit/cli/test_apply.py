@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from pwm.manifest.cutting import ManifestError, cut
+from pwm.manifest.documents import read_all
 from tests.unit.cli.conftest import FakeServer, Pwm, Request, Stream
 
 HELLO = """\
@@ -25,12 +27,23 @@ def _result(outcome: str, name: str = "hello", **more: Any) -> dict[str, Any]:
     return {"outcome": outcome, "kind": "Workload", "name": name, "group": "lab", **more}
 
 
-def _problem(field: str, message: str, *, code: int = 3, next_step: str = "") -> dict[str, Any]:
-    return {"field": field, "message": message, "nextStep": next_step, "code": code}
+def _problem(message: str, at: tuple[int, int] = (1, 1), *, code: int = 3, next_step: str = "") -> dict[str, Any]:
+    return {"message": message, "nextStep": next_step, "code": code, "line": at[0], "column": at[1]}
 
 
-def _echo(request: Request) -> dict[str, Any]:
-    results = [_result("CREATED", document["metadata"]["name"]) for document in request.body["documents"]]
+def _read(request: Request) -> dict[str, Any]:
+    """As the server does: a result for each document of each manifest."""
+    results: list[dict[str, Any]] = []
+    for index, manifest in enumerate(request.body["manifests"]):
+        for document in read_all(cut(manifest["text"], first_line=manifest["firstLine"])):
+            if isinstance(document, ManifestError):
+                place = (document.place.line, document.place.column)
+                problem = _problem(document.message, place, next_step=document.next_step)
+                results.append({"outcome": "REFUSED", "problems": [problem], "manifest": index})
+            else:
+                start = {"line": document.start.line, "column": document.start.column}
+                name = {"name": document.name} if document.name else {}
+                results.append({"outcome": "CREATED", "kind": document.kind, "manifest": index, **name, **start})
     return {"results": results, "revision": "9"}
 
 
@@ -51,16 +64,16 @@ def test_what_became_of_a_document_is_one_line(server: FakeServer, pwm: Pwm, man
     server.on("POST", "/v1/apply", {"results": [_result(outcome)]})
     result = pwm("apply", "-f", manifest)
     assert (result.code, result.out, result.err) == (0, f"Workload/hello {outcome.lower()}\n", "")
-    assert server.requests[0].body["documents"][0]["spec"]["image"] == "busybox"
+    assert server.requests[0].body == {"manifests": [{"text": HELLO, "firstLine": 1}]}
 
 
 def test_a_refusal_says_where_in_the_file_and_what_to_do(server: FakeServer, pwm: Pwm, manifest: Path) -> None:
     problems = [
-        _problem("spec.config.memroy", "there is no field memroy", next_step="did you mean memory?"),
-        _problem("spec.volumes[0].target", "a target is an absolute path"),
-        _problem("metadata.group", "there is no group"),
+        _problem("there is no field memroy", (7, 13), next_step="did you mean memory?"),
+        _problem("a target is an absolute path", (9, 28)),
+        _problem("there is no group", (3, 1)),
     ]
-    warnings = [_problem("spec.image", "has no tag")]
+    warnings = [_problem("has no tag", (5, 10))]
     server.on("POST", "/v1/apply", {"results": [_result("REFUSED", problems=problems, warnings=warnings)]})
     result = pwm("apply", "-f", manifest)
     assert (result.code, result.out) == (1, "Workload/hello refused\n")
@@ -79,15 +92,15 @@ def test_a_refusal_says_where_in_the_file_and_what_to_do(server: FakeServer, pwm
 def test_the_exit_code_is_that_of_the_worst_refusal(
     server: FakeServer, pwm: Pwm, manifest: Path, codes: list[int], exit_code: int
 ) -> None:
-    refused = _result("REFUSED", problems=[_problem("", "no", code=code) for code in codes])
+    refused = _result("REFUSED", problems=[_problem("no", code=code) for code in codes])
     server.on("POST", "/v1/apply", {"results": [refused]})
     assert pwm("apply", "-f", manifest).code == exit_code
 
 
 def test_bad_documents_do_not_hold_up_good_ones(server: FakeServer, pwm: Pwm, tmp_path: Path) -> None:
-    server.on("POST", "/v1/apply", _echo)
+    server.on("POST", "/v1/apply", _read)
     path = tmp_path / "mixed.yaml"
-    path.write_text("metadata: {name: a}\n---\nb: [\n---\nmetadata: {name: c}\n")
+    path.write_text("{kind: Workload, metadata: {name: a}}\n---\nb: [\n---\nkind: Workload\nmetadata: {name: c}\n")
     result = pwm("apply", "-f", path, "-f", tmp_path / "missing.yaml", path)
     assert result.code == 1
     assert result.lines == [
@@ -105,29 +118,64 @@ def test_bad_documents_do_not_hold_up_good_ones(server: FakeServer, pwm: Pwm, tm
 
 def test_nothing_is_sent_when_nothing_can_be_read(server: FakeServer, pwm: Pwm, tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
-    path.write_text("a: [\n")
-    assert pwm("apply", path).code == 1
+    path.write_text("a: '" + "x" * 50_000 + "'\n")
+    result = pwm("apply", path, tmp_path / "missing.yaml")
+    assert (result.code, server.requests) == (1, [])
+    assert result.lines == [f"{path}:1:1 refused", f"{tmp_path}/missing.yaml refused"]
+    assert f"error: {path}:1:1: this document has 49 KiB, and 48 KiB is the most\n  Put data into" in result.err
     path.write_text("# nothing\n---\n")
     result = pwm("apply", path)
     assert (result.code, server.requests) == (1, [])
     assert "no documents there" in result.err
 
 
+def test_a_file_whose_documents_all_say_nothing_has_none(server: FakeServer, pwm: Pwm, tmp_path: Path) -> None:
+    server.on("POST", "/v1/apply", _read)
+    path = tmp_path / "null.yaml"
+    path.write_text("null\n---\n~\n")
+    result = pwm("apply", path)
+    assert (result.code, result.out) == (1, "")
+    assert "no documents there" in result.err
+
+
+def test_a_document_without_a_name_is_called_by_its_place(server: FakeServer, pwm: Pwm, tmp_path: Path) -> None:
+    server.on("POST", "/v1/apply", _read)
+    path = tmp_path / "unnamed.yaml"
+    path.write_text("# first\n---\nkind: Workload\n---\n  a: 1\n")
+    assert pwm("apply", path).lines == [f"Workload ({path}:3:1) created", f"document ({path}:5:3) created"]
+
+
+def test_lines_in_sentences_are_those_of_the_file(server: FakeServer, pwm: Pwm, tmp_path: Path) -> None:
+    server.on("POST", "/v1/apply", _read)
+    path = tmp_path / "twice.yaml"
+    path.write_text("a: 1\n---\nb: 1\nb: 2\n")
+    assert f"error: {path}:4:1: 'b' is there twice; the first is in line 3\n" in pwm("apply", path).err
+
+
 def test_thousands_of_documents_go_in_batches(server: FakeServer, pwm: Pwm, tmp_path: Path) -> None:
-    server.on("POST", "/v1/apply", _echo)
+    server.on("POST", "/v1/apply", _read)
     path = tmp_path / "many.yaml"
-    path.write_text("".join(f"---\nmetadata: {{name: w{n}}}\n" for n in range(1001)))
+    path.write_text("".join(f"---\nkind: Workload\nmetadata: {{name: w{n}}}\n" for n in range(1001)))
     result = pwm("apply", "-f", path)
     assert result.lines == [f"Workload/w{n} created" for n in range(1001)]
-    sizes = [len(request.body["documents"]) for request in server.requests]
+    sizes = [len(request.body["manifests"]) for request in server.requests]
     assert (sum(sizes), max(sizes), len(sizes)) == (1001, 200, 6)
 
 
 def test_a_batch_that_is_refused_as_a_whole_refuses_each_of_it(server: FakeServer, pwm: Pwm, manifest: Path) -> None:
-    server.on("POST", "/v1/apply", (400, {"code": 3, "message": "documents[0]: too deep", "details": []}))
+    detail = {"@type": "pwm.v1.Problem", "message": "too many", "nextStep": "send fewer"}
+    server.on("POST", "/v1/apply", (400, {"code": 3, "message": "too many", "details": [detail]}))
+    manifest.write_text(f"# first\n---\n{HELLO}---\n{HELLO}")
     result = pwm("apply", manifest)
-    assert (result.code, result.out) == (1, "Workload/hello refused\n")
-    assert "too deep" in result.err
+    assert (result.code, result.lines) == (1, [f"{manifest}:3:1 refused", f"{manifest}:13:1 refused"])
+    assert f"error: {manifest}:3:1: too many\n  send fewer\n" in result.err
+
+
+def test_an_answer_of_what_was_not_sent_is_no_answer(server: FakeServer, pwm: Pwm, manifest: Path) -> None:
+    server.on("POST", "/v1/apply", {"results": [_result("CREATED", manifest=1)]})
+    result = pwm("apply", manifest)
+    assert (result.code, result.out) == (1, "")
+    assert "pwm version" in result.err
 
 
 def test_a_server_that_cannot_answer_ends_it_with_6(server: FakeServer, pwm: Pwm, manifest: Path) -> None:
@@ -145,12 +193,18 @@ def test_a_dry_run_changes_nothing_and_predicts(server: FakeServer, pwm: Pwm, ma
 
 
 def test_outputs_for_programs(server: FakeServer, pwm: Pwm, manifest: Path, tmp_path: Path) -> None:
-    server.on("POST", "/v1/apply", {"results": [_result("CREATED")]})
+    server.on("POST", "/v1/apply", _read)
     bad = tmp_path / "bad.yaml"
     bad.write_text("a: [\n")
-    assert pwm("apply", manifest, bad, "-o", "name").lines == ["Workload/hello"]
-    printed = json.loads(pwm("apply", manifest, bad, "-o", "json").out)
-    assert [(entry["outcome"], entry["name"]) for entry in printed] == [("CREATED", "hello"), ("REFUSED", "")]
+    missing = tmp_path / "missing.yaml"
+    assert pwm("apply", manifest, bad, missing, "-o", "name").lines == ["Workload/hello"]
+    printed = json.loads(pwm("apply", manifest, bad, missing, "-o", "json").out)
+    assert [(entry["outcome"], entry["name"], entry["source"]) for entry in printed] == [
+        ("CREATED", "hello", str(manifest)),
+        ("REFUSED", "", str(bad)),
+        ("REFUSED", "", str(missing)),
+    ]
+    assert (printed[0]["line"], printed[1]["problems"][0]["line"]) == (1, 1)
 
 
 def test_a_diff_compares_what_the_document_speaks_of(server: FakeServer, pwm: Pwm, manifest: Path) -> None:

@@ -70,7 +70,7 @@ def test_json_and_yaml_can_be_read_back(server: FakeServer, pwm: Pwm) -> None:
     text = pwm("get", "wk", "-o", "yaml").out
     assert list(yaml.safe_load_all(text)) == [ITEM, ITEM]
     assert "    - |\n      echo on\n      done\n" in text
-    from pwm.cli.manifest import Document, parse
+    from pwm.manifest.documents import Document, parse
 
     assert [entry.content for entry in parse(text, "f") if isinstance(entry, Document)] == [ITEM, ITEM]
 

@@ -73,12 +73,18 @@ def test_stop_and_scale_load_nothing_dear(tmp_path: Path, server: FakeServer) ->
     assert _dear(_loaded(tmp_path, "scale", "wk", "a", "3", url=server.url)) == set()
 
 
-def test_apply_loads_yaml_and_what_that_needs_only(tmp_path: Path, server: FakeServer) -> None:
-    server.on("POST", "/v1/apply", {"results": [{"outcome": "CREATED", "kind": "Workload", "name": "a"}]})
+@pytest.mark.parametrize("options", [(), ("--dry-run",), ("-o", "name"), ("-g", "lab")])
+def test_apply_loads_nothing_dear_and_no_yaml(tmp_path: Path, server: FakeServer, options: tuple[str, ...]) -> None:
+    results = [
+        {"outcome": "CREATED", "kind": "Workload", "name": "a", "warnings": [{"message": "mind", "line": 2}]},
+        {"outcome": "UNCHANGED", "kind": "Workload", "name": "b", "manifest": 1},
+    ]
+    server.on("POST", "/v1/apply", {"results": results})
     path = tmp_path / "a.yaml"
-    path.write_text("kind: Workload\nmetadata: {name: a}\n")
-    allowed = ("yaml", "typing", "datetime", "urllib.parse", "dataclasses", "inspect")
-    assert _dear(_loaded(tmp_path, "apply", "-f", str(path), url=server.url), but=allowed) == set()
+    path.write_text("kind: Workload\nmetadata: {name: a}\n--- # another\nkind: Workload\nmetadata: {name: b}\n")
+    loaded = _loaded(tmp_path, "apply", "-f", str(path), *options, url=server.url)
+    assert _dear(loaded) == set()
+    assert {"pwm.cli.commands.apply", "pwm.manifest.cutting"} <= loaded, "it is apply that was called"
 
 
 def test_the_check_itself_notices(tmp_path: Path) -> None:

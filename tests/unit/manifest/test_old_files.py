@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from pwm.cli.manifest import Document, read_documents
+from pwm.cli.sources import read_documents
 from pwm.controlplane.core.manifest import Parsed, parse_document
+from pwm.manifest.documents import Document
 
 FILES = Path(__file__).parents[2] / "data" / "old_manifests"
 OLD = sorted(path for path in FILES.glob("*.yaml") if ".today" not in path.suffixes)

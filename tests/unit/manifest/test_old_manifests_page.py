@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 
-from pwm.cli.manifest import Document, parse
 from pwm.controlplane.core.manifest import Parsed, Refused, parse_document
+from pwm.manifest.documents import Document, parse
 
 PAGE = Path(__file__).parents[3] / "docs" / "old-manifests.md"
 ROW = re.compile(r"^\| `(?P<old>.+?)` \| (?P<outcome>accepted|warned|refused) \| (?P<today>.+) \|$")
@@ -67,7 +67,7 @@ def document(kind: str, piece: str) -> dict[str, Any]:
 
 
 def read(piece: str) -> dict[str, Any]:
-    """As the command line reads files: `on` is a word there, not a truth value."""
+    """As the server reads text: `on` is a word there, not a truth value."""
     (document,) = parse(piece, "page")
     assert isinstance(document, Document), document
     return document.content

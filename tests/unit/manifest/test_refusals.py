@@ -1,5 +1,6 @@
 """What is wrong with a document is said all at once, each with field, sentence and next step."""
 
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -216,6 +217,21 @@ def test_a_document_nested_without_end_is_refused() -> None:
     for _ in range(5_000):
         deep = {"a": deep}
     assert "too deeply" in only({"kind": "Workload", "spec": deep}).message
+
+
+def test_long_keys_above_a_long_list_take_no_memory() -> None:
+    """A document of 40 KiB would have 100 MB of paths if each value had its own."""
+    deep: Any = ["x"] * 8_000
+    for _ in range(12):
+        deep = {"k" * 1_000: deep}
+    tracemalloc.start()
+    try:
+        problem = only(workload({"config": deep}))
+        used = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert problem.field == "spec.config"
+    assert used < 20 * 2**20
 
 
 def test_a_document_of_nothing_but_mistakes_gets_a_short_answer() -> None:

@@ -1,4 +1,4 @@
-"""One YAML document as plain values, and the place of each: the inner half of `manifest.py`.
+"""One YAML document as plain values, and the place of each.
 
 Reading goes over libyaml's events rather than its nodes: no recursion, whatever a document's depth, and every
 limit is checked before memory is spent on what is over it.
@@ -11,7 +11,7 @@ environment variable above all. Tags, other than the core ones, are refused.
 from __future__ import annotations
 
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 from yaml.events import (
@@ -28,10 +28,12 @@ from yaml.events import (
     StreamStartEvent,
 )
 
-# What the server takes as one document; more would not fit its events.
-DOCUMENT_LIMIT_BYTES = 48 * 1024
+from pwm.manifest.cutting import DOCUMENT_LIMIT_BYTES, Chunk, ManifestError, Place
+
 # No kind nests deeper than 7.
 DEPTH_LIMIT = 32
+# Positions of longer paths are not kept: long keys above a long list would make much memory of a small document.
+PATH_LIMIT_CHARS = 500
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _CORE_TAGS = {"tag:yaml.org,2002:" + name: name for name in ("str", "int", "float", "bool", "null", "map", "seq")}
@@ -53,49 +55,15 @@ _DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]*)\.[0-9]+")
 _EXACT_INTEGERS = 2**53
 
 
-class Place(NamedTuple):
-    """A position in a source, counted from 1, as editors do."""
+def read_value(
+    chunk: Chunk, *, positions: dict[str, tuple[int, int]] | None = None, starts: list[Place] | None = None
+) -> Any:
+    """The document's value.
 
-    source: str
-    line: int
-    column: int
-
-    def __str__(self) -> str:
-        return f"{self.source}:{self.line}:{self.column}" if self.line else self.source
-
-
-class ManifestError(Exception):
-    """What is wrong with a source or one of its documents, where, and what to do."""
-
-    def __init__(self, message: str, place: Place, *, next_step: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.place = place
-        self.next_step = next_step
-
-
-class Chunk(NamedTuple):
-    """The text of one document; `first_line` is its first line in the source, from 1."""
-
-    source: str
-    text: str
-    first_line: int
-
-    def place(self, mark: Any) -> Place:
-        return Place(self.source, self.first_line + mark.line, mark.column + 1)
-
-    @property
-    def start(self) -> Place:
-        """The first line that says something."""
-        for number, line in enumerate(self.text.split("\n")):
-            if line.strip() and not line.lstrip().startswith("#") and line.strip() != "---":
-                return Place(self.source, self.first_line + number, 1)
-        return Place(self.source, self.first_line, 1)
-
-
-def read_value(chunk: Chunk, *, positions: dict[str, tuple[int, int]] | None = None) -> Any:
-    """The document's value; `positions` is filled with path -> line and column within the chunk, from 0."""
-    return _Reader(chunk, positions).read()
+    `positions` is filled with path -> line and column within the chunk, from 0. `starts`, at next to no cost, with the
+    place of the value and, if it is a list, of its items.
+    """
+    return _Reader(chunk, positions, starts).read()
 
 
 class _Open:
@@ -104,9 +72,10 @@ class _Open:
     __slots__ = ("anchor", "first_line_of", "key", "key_mark", "mark", "merged", "path", "size", "value")
 
     def __init__(
-        self, value: dict[str, Any] | list[Any], path: str, event: MappingStartEvent | SequenceStartEvent
+        self, value: dict[str, Any] | list[Any], path: str | None, event: MappingStartEvent | SequenceStartEvent
     ) -> None:
         self.value = value
+        # None: longer than anybody asks for, and so are those below it.
         self.path = path
         self.anchor = event.anchor
         # Where its bracket or brace is; None when it is written without.
@@ -122,11 +91,13 @@ class _Open:
 class _Reader:
     """Builds one document's value from events; with `positions`, notes where each path stands."""
 
-    def __init__(self, chunk: Chunk, positions: dict[str, tuple[int, int]] | None) -> None:
+    def __init__(self, chunk: Chunk, positions: dict[str, tuple[int, int]] | None, starts: list[Place] | None) -> None:
         self._chunk = chunk
         self._positions = positions
+        self._starts = starts
         self._stack: list[_Open] = []
         self._anchors: dict[str, tuple[Any, int]] = {}
+        self._begun = False
         self._root: Any = None
 
     def read(self) -> Any:
@@ -137,6 +108,8 @@ class _Reader:
             raise _syntax_error(error, self._chunk, self._left_open()) from error
         except yaml.reader.ReaderError as error:
             raise _character_error(error, self._chunk) from error
+        except ValueError as error:  # libyaml knows that there is no such character, PyYAML's own reader does not
+            raise ManifestError("not valid YAML: an escape of no character", self._chunk.start) from error
         return self._root
 
     def _left_open(self) -> Any:
@@ -152,22 +125,30 @@ class _Reader:
             self._end()
         elif isinstance(event, AliasEvent):
             self._alias(event)
-        elif not isinstance(event, (StreamStartEvent, StreamEndEvent, DocumentStartEvent, DocumentEndEvent)):
+        elif isinstance(event, DocumentStartEvent):
+            self._document(event)
+        elif not isinstance(event, (StreamStartEvent, StreamEndEvent, DocumentEndEvent)):
             raise AssertionError(event)
 
     # --- events -----------------------------------------------------------------------------------
+
+    def _document(self, event: DocumentStartEvent) -> None:
+        """A text that is cut has one; signs that end a line for YAML and for nobody else can hide a second."""
+        if self._begun:
+            raise self._error("another document begins here", event, "Write --- on a line of its own before it.")
+        self._begun = True
 
     def _scalar(self, event: ScalarEvent) -> None:
         top = self._stack[-1] if self._stack else None
         if top is not None and isinstance(top.value, dict) and top.key is None:
             self._key(top, event)
             return
-        path = self._path_of_next(event, scalar=True)
+        self._path_of_next(event, scalar=True)
         value = self._value(event)
         size = len(event.value) + 1
         if event.anchor:
             self._anchors[event.anchor] = value, size
-        self._add(value, size, path)
+        self._add(value, size)
 
     def _key(self, mapping: _Open, event: ScalarEvent) -> None:
         key = str(event.value)
@@ -203,7 +184,7 @@ class _Reader:
                 closed.value.update({key: value for key, value in mapping.items() if key not in closed.value})
         if closed.anchor:
             self._anchors[closed.anchor] = closed.value, closed.size
-        self._add(closed.value, closed.size, closed.path)
+        self._add(closed.value, closed.size)
 
     def _alias(self, event: AliasEvent) -> None:
         top = self._stack[-1] if self._stack else None
@@ -217,11 +198,12 @@ class _Reader:
         if sum(opened.size for opened in self._stack) + size > DOCUMENT_LIMIT_BYTES:
             limit = f"{DOCUMENT_LIMIT_BYTES // 1024} KiB"
             raise self._error(f"its aliases unfold to more than {limit}", event, "Write fewer aliases, or split it.")
-        self._add(value, size, self._path_of_next(event, scalar=True))
+        self._path_of_next(event, scalar=True)
+        self._add(value, size)
 
     # --- values -----------------------------------------------------------------------------------
 
-    def _add(self, value: Any, size: int, path: str) -> None:
+    def _add(self, value: Any, size: int) -> None:
         if not self._stack:
             self._root = value
             return
@@ -239,7 +221,7 @@ class _Reader:
         merged = value if isinstance(value, list) else [value]
         if not all(isinstance(mapping, dict) for mapping in merged):
             message = "<< takes in the fields of a mapping, and this is none"
-            raise ManifestError(message, self._chunk.place(mark), next_step="Give it an alias of a mapping.")
+            raise ManifestError(message, _place(self._chunk, mark), next_step="Give it an alias of a mapping.")
         top.merged += merged
 
     def _value(self, event: ScalarEvent) -> Any:
@@ -254,28 +236,34 @@ class _Reader:
             raise self._error(f"{text!r} is not what its tag !!{name} says", event)
         return value
 
-    def _path_of_next(self, event: Event, *, scalar: bool) -> str:
+    def _path_of_next(self, event: Event, *, scalar: bool) -> str | None:
         """Path of the value that begins with this event; its place is noted.
 
         The place of a scalar is its own, that of a mapping or list its key's, which is where a person looks.
         """
-        if self._positions is None:
-            return ""
         mark: Any = event.start_mark
+        if self._starts is not None and len(self._stack) <= 1 and not (self._stack and self._stack[0].key):
+            self._starts.append(_place(self._chunk, mark))
+        if self._positions is None:
+            return None
         if not self._stack:
             path = ""
         else:
             top = self._stack[-1]
+            if top.path is None:
+                return None
             if isinstance(top.value, list):
                 path = f"{top.path}[{len(top.value)}]"
             else:
                 path = f"{top.path}.{top.key}" if top.path else str(top.key)
                 mark = mark if scalar else top.key_mark
+        if len(path) > PATH_LIMIT_CHARS:
+            return None
         self._positions[path] = (mark.line, mark.column)
         return path
 
     def _error(self, message: str, event: Event, next_step: str = "") -> ManifestError:
-        return ManifestError(message, self._chunk.place(event.start_mark), next_step=next_step)
+        return ManifestError(message, _place(self._chunk, event.start_mark), next_step=next_step)
 
     def _tag_error(self, event: Any) -> ManifestError:
         tag = str(event.tag).replace("tag:yaml.org,2002:", "!!")
@@ -316,6 +304,10 @@ _SYNTAX = (
 )
 
 
+def _place(chunk: Chunk, mark: Any) -> Place:
+    return chunk.place(mark.line, mark.column)
+
+
 def _syntax_error(error: yaml.MarkedYAMLError, chunk: Chunk, left_open: Any) -> ManifestError:
     mark = error.problem_mark or error.context_mark
     if mark is None:
@@ -324,17 +316,17 @@ def _syntax_error(error: yaml.MarkedYAMLError, chunk: Chunk, left_open: Any) -> 
         mark = error.context_mark  # where the quote was opened says more than where the text ends
     elif left_open is not None and ("expected ','" in str(error.problem) or _is_over(chunk, mark)):
         message = "not valid YAML: a bracket or brace is opened here and not closed"
-        return ManifestError(message, chunk.place(left_open), next_step="Close it, or look for a missing comma.")
+        return ManifestError(message, _place(chunk, left_open), next_step="Close it, or look for a missing comma.")
     lines = chunk.text.split("\n")
     line = lines[mark.line] if mark.line < len(lines) else ""
     if line[mark.column : mark.column + 1] == "\t" or "\t" in line[: len(line) - len(line.lstrip())]:
         step = "Replace the tabs at the beginning of this line."
-        return ManifestError("a tab; YAML is indented with spaces only", chunk.place(mark), next_step=step)
+        return ManifestError("a tab; YAML is indented with spaces only", _place(chunk, mark), next_step=step)
     problem = str(error.problem)
     for theirs, ours, step in _SYNTAX:
         if theirs in problem:
-            return ManifestError(f"not valid YAML: {ours}", chunk.place(mark), next_step=step)
-    return ManifestError(f"not valid YAML: {problem}", chunk.place(mark))
+            return ManifestError(f"not valid YAML: {ours}", _place(chunk, mark), next_step=step)
+    return ManifestError(f"not valid YAML: {problem}", _place(chunk, mark))
 
 
 def _is_over(chunk: Chunk, mark: Any) -> bool:

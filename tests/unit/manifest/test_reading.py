@@ -2,9 +2,8 @@
 
 import json
 import string
-import sys
-from io import BytesIO, TextIOWrapper
-from pathlib import Path
+import tracemalloc
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -12,8 +11,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pwm.cli.manifest import Document, parse, read_documents
-from pwm.cli.yamlreader import ManifestError, plain_value
+from pwm.manifest import reading
+from pwm.manifest.cutting import Chunk, ManifestError, cut, most_documents
+from pwm.manifest.documents import Document, Positions, parse, read_all
+from pwm.manifest.reading import PATH_LIMIT_CHARS, plain_value
 
 
 def _one(text: str) -> dict[str, Any]:
@@ -86,6 +87,8 @@ BAD = {
         "5:14",
         "its aliases unfold to more than 48 KiB",
     ),
+    "a second document that only YAML sees": ("a: 1\r---\rb: 2\n", "2:1", "another document begins here"),
+    "a second document behind an end": ("a: 1\u2028---\nb: 2\n", "2:1", "another document begins here"),
     "alias bomb of long text": (f"a: &a {'x' * 20_000}\nb: [*a, *a, *a]\n", "2:9", "its aliases unfold"),
 }
 
@@ -112,14 +115,6 @@ def test_the_documents_around_a_bad_one_are_read(name: str) -> None:
     assert str(error.place) == f"f.yaml:{int(line) + 2}:{column}"
 
 
-@given(st.binary(max_size=200))
-def test_no_bytes_do_harm(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
-    path = tmp_path_factory.mktemp("any") / "any.yaml"
-    path.write_bytes(data)
-    for entry in read_documents([str(path)]):
-        assert isinstance(entry, ManifestError) or isinstance(entry.content, dict)
-
-
 @given(st.text(st.sampled_from("ab:-[]{}&*!|>'\"%@` \n\t#,?<~0.\\"), max_size=60))
 def test_no_text_does_harm_and_what_we_read_yaml_reads(text: str) -> None:
     for entry in parse(text, "f.yaml"):
@@ -137,6 +132,63 @@ def test_documents_are_cut_at_their_markers_and_empty_ones_are_left_out() -> Non
         {"c": "---"},
         {"d": "---\n...\n"},
     ]
+
+
+def test_lines_may_end_as_windows_ends_them() -> None:
+    text = "a: 1\r\n...\r\nb: 2\r\n---\r\n# nothing\r\n--- # c\r\nc: 3\r\n"
+    assert [entry.content for entry in parse(text, "f") if isinstance(entry, Document)] == [
+        {"a": 1},
+        {"b": 2},
+        {"c": 3},
+    ]
+
+
+@pytest.mark.parametrize("text", ["---x: 1\n", "...x: 1\n", "....: 1\n", "----: 1\n", "a: |\n  ---\n", "---#x: 1\n"])
+def test_what_only_looks_like_a_marker_is_text(text: str) -> None:
+    assert len(_one(text)) == 1
+
+
+_LINES = [
+    "---",
+    "--- # c",
+    "---#x",
+    "...",
+    "... # c",
+    "...x",
+    "# c",
+    "",
+    "%YAML 1.2",
+    "a: 1",
+    "a: 1",
+    "b: [",
+    "c: '",
+    "  d",
+]
+
+
+@given(st.lists(st.sampled_from(_LINES), max_size=12).map("\n".join))
+def test_a_text_cut_at_its_documents_reads_as_the_whole(text: str) -> None:
+    """Which is why a client may send a long text in parts."""
+
+    def told(entries: Iterable[Document | ManifestError]) -> list[tuple[object, str]]:
+        return [
+            (e.message, str(e.place)) if isinstance(e, ManifestError) else (e.content, str(e.start)) for e in entries
+        ]
+
+    parts: list[tuple[object, str]] = []
+    for chunk in cut(text, "f"):
+        assert isinstance(chunk, Chunk)
+        parts += told(read_all(cut(chunk.text, "f", first_line=chunk.first_line)))
+    assert parts == told(parse(text, "f"))
+    assert len(parts) <= most_documents(text)
+
+
+def test_a_document_begins_where_its_first_field_stands() -> None:
+    (inline,) = parse("# c\n---  {a: 1}\n", "f")
+    assert isinstance(inline, Document)
+    assert str(inline.start) == "f:2:6"
+    items = list(parse("- a: 1\n-\n  b: [x]\n- &c {c: {d: 1}}\n- *c\n", "f"))
+    assert [str(item.start) for item in items if isinstance(item, Document)] == ["f:1:3", "f:3:3", "f:4:3", "f:5:3"]
 
 
 def test_aliases_and_merges_mean_what_they_always_did() -> None:
@@ -200,47 +252,34 @@ def test_a_field_that_is_not_there_is_placed_at_its_nearest_parent() -> None:
     assert str(document.place("")) == "f.yaml:1:1"
 
 
-# --- files ----------------------------------------------------------------------------------------
+def test_positions_of_long_paths_take_no_memory() -> None:
+    """Of 48 KiB: thirty levels of long keys above a long list would be 200 MB of paths."""
+    keys = "".join(" " * level + "k" * 1000 + ":\n" for level in range(30))
+    (chunk,) = cut(f"a: 1\n{keys}{' ' * 30}[{','.join('x' * 7000)}]\n", "f")
+    assert isinstance(chunk, Chunk)
+    tracemalloc.start()
+    try:
+        positions = Positions(chunk)
+        used = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert used < 10 * 2**20
+    assert str(positions.find("a")) == "f:1:4"
+    assert str(positions.find("k" * 400 + "…")) == "f:1:1"
 
 
-def _read(*names: str, recursive: bool = False) -> list[object]:
-    entries = read_documents([str(name) for name in names], recursive=recursive)
-    return [e.content if isinstance(e, Document) else f"{e.place}: {e.message}" for e in entries]
+def test_a_key_of_the_greatest_length_has_its_position() -> None:
+    key = "k" * PATH_LIMIT_CHARS
+    (document,) = parse(f"a: 1\n{key}: 2\n", "f")
+    assert isinstance(document, Document)
+    assert document.place(key).line == 2
 
 
-def test_a_directory_gives_its_files_in_order_and_deeper_ones_on_demand(tmp_path: Path) -> None:
-    (tmp_path / "sub").mkdir()
-    for name in ("b.yml", "a.yaml", "c.json", "notes.txt", "sub/d.yaml"):
-        (tmp_path / name).write_text(f'{{"f": "{name}"}}')
-    assert _read(str(tmp_path)) == [{"f": "a.yaml"}, {"f": "b.yml"}, {"f": "c.json"}]
-    assert {"f": "sub/d.yaml"} in _read(str(tmp_path), recursive=True)
-
-
-def test_what_cannot_be_read_does_not_stop_the_others(tmp_path: Path) -> None:
-    good = tmp_path / "good.yaml"
-    good.write_text("a: 1\n")
-    binary = tmp_path / "image.png"
-    binary.write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
-    latin = tmp_path / "latin.yaml"
-    latin.write_bytes("a: 1\nb: käse\n".encode("latin-1"))
-    wide = tmp_path / "wide.yaml"
-    wide.write_bytes("a: 1\n".encode("utf-16"))
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    found = _read(str(tmp_path / "none.yaml"), str(binary), str(latin), str(wide), str(empty), str(good))
-    assert found == [
-        f"{tmp_path}/none.yaml: there is no such file",
-        f"{binary}: this is a binary file, not YAML",
-        f"{latin}:2:5: the byte 0xe4 is not UTF-8 text",
-        f"{wide}:1:1: this is UTF-16 text, not UTF-8",
-        f"{empty}: no .yaml, .yml, .json files in this directory",
-        {"a": 1},
-    ]
-
-
-def test_standard_input_is_a_file_called_minus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(b"\xef\xbb\xbfa: 1\n---\n b: @\n")))
-    assert _read("-") == [{"a": 1}, "stdin:3:5: not valid YAML: no value begins with this sign"]
+def test_a_reader_without_libyaml_says_the_same_of_a_wrong_escape(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = 'a: 1\nb: "\\U00110000"\n'
+    assert "not valid YAML" in _error(text).message
+    monkeypatch.setattr(reading, "_LOADER", yaml.SafeLoader)
+    assert "not valid YAML" in _error(text).message
 
 
 def test_ten_thousand_documents_are_read_at_once() -> None:
