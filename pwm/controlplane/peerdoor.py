@@ -19,6 +19,7 @@ from pwm.api.v1 import peer_pb2 as pb
 from pwm.api.v1 import peer_pb2_grpc
 from pwm.api.v1.agent_pb2 import RelayError, RelayRequest
 from pwm.controlplane.agentlink import AgentRefused, AgentUnreachable
+from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import timestamp
 from pwm.controlplane.dispatcher.dispatcher import Dispatcher
 from pwm.controlplane.roles import Roles
@@ -40,6 +41,7 @@ class PeerDoor(peer_pb2_grpc.PeerServiceServicer):
         view: View,
         dispatcher: Dispatcher,
         roles: Roles,
+        clock: Clock,
         stale_since_ms: Callable[[], int],
     ) -> None:
         """`token` is what this replica announced: whoever knows it can read the store."""
@@ -48,6 +50,7 @@ class PeerDoor(peer_pb2_grpc.PeerServiceServicer):
         self._view = view
         self._dispatcher = dispatcher
         self._roles = roles
+        self._clock = clock
         self._stale_since_ms = stale_since_ms
         self._leaving = asyncio.Event()
 
@@ -72,6 +75,7 @@ class PeerDoor(peer_pb2_grpc.PeerServiceServicer):
 
     def describe(self) -> pb.DescribeResponse:
         answer = pb.DescribeResponse(replica=self._replica, revision=self._view.revision, roles=self._roles.led())
+        answer.time.CopyFrom(timestamp(self._clock.now_ms()))
         if since_ms := self._stale_since_ms():
             answer.stale_since.CopyFrom(timestamp(since_ms))
         for agent in self._dispatcher.agents():

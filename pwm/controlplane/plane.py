@@ -23,6 +23,7 @@ from pwm.controlplane.commands import Commands
 from pwm.controlplane.controllers.chores import keep_retention, watch_space
 from pwm.controlplane.controllers.nodes import NodeController
 from pwm.controlplane.controllers.workloads import WorkloadController
+from pwm.controlplane.core.nodes import DEFAULT_TIMES, NodeTimes
 from pwm.controlplane.core.scheduling.cluster import Cluster
 from pwm.controlplane.dispatcher.dispatcher import Dispatcher
 from pwm.controlplane.follower import Follower
@@ -33,9 +34,12 @@ from pwm.controlplane.peerdoor import PeerDoor
 from pwm.controlplane.peers import Dial, Peers, Refused, connection_refused, dial_insecure
 from pwm.controlplane.presence import Presence
 from pwm.controlplane.queries import Queries
+from pwm.controlplane.replicas import Replicas
 from pwm.controlplane.roles import CHORES, ZONE_PREFIX, Roles
 from pwm.controlplane.services.admin import AdminService
 from pwm.controlplane.services.applying import Applier
+from pwm.controlplane.services.cluster_status import ClusterStatus
+from pwm.controlplane.services.drill import Drill
 from pwm.controlplane.services.events import EventService
 from pwm.controlplane.services.exec import ExecBridge
 from pwm.controlplane.services.explaining import Explainer
@@ -72,6 +76,7 @@ class ControlPlane:
         replica: str,
         address: str,
         clock: Clock,
+        times: NodeTimes = DEFAULT_TIMES,
         peer_address: str = "",
         peer_token: str = "",
         dial_peer: Dial = dial_insecure,
@@ -82,6 +87,7 @@ class ControlPlane:
         """
         self.kv = kv
         self.clock = clock
+        self.times = times
         self.replica = replica
         self.store = EventStore(kv, keys=keys)
         self.view = View()
@@ -89,7 +95,9 @@ class ControlPlane:
         self.view.observe(self._account)
         self.commands = Commands(store=self.store, view=self.view, clock=clock)
         self.follower = Follower(store=self.store, view=self.view, clock=clock, on_loaded=self._account_all)
-        self.queries = Queries(view=self.view, cluster=self.cluster, clock=clock)
+        self.queries = Queries(
+            view=self.view, cluster=self.cluster, clock=clock, contact=lambda node: self.presence.contact(node)
+        )
         self.presence = Presence(
             registry=Registry(kv, keys=keys),
             replica=replica,
@@ -112,6 +120,7 @@ class ControlPlane:
             clock=clock,
             presence=self.presence,
             authenticate=self.authenticator.node,
+            times=times,
         )
         self.peers = Peers(
             replica=replica, presence=self.presence, kv=kv, keys=keys, dial=dial_peer, refused=peer_refuses
@@ -126,6 +135,7 @@ class ControlPlane:
             view=self.view,
             dispatcher=self.dispatcher,
             roles=self.roles,
+            clock=clock,
             stale_since_ms=self.stale_since_ms,
         )
         self._keys = keys
@@ -141,7 +151,8 @@ class ControlPlane:
         common = {"zone": zone, "view": self.view, "commands": self.commands, "clock": self.clock}
         async with asyncio.TaskGroup() as group:
             group.create_task(WorkloadController(**common, cluster=self.cluster, fence=fence).run())  # type: ignore[arg-type]
-            group.create_task(NodeController(**common, presence=self.presence, fence=fence).run())  # type: ignore[arg-type]
+            nodes = NodeController(**common, presence=self.presence, fence=fence, times=self.times)  # type: ignore[arg-type]
+            group.create_task(nodes.run())
 
     async def _lead_chores(self, fence: Guard) -> None:
         await keep_retention(Retention(self.kv, self.store), clock=self.clock, fence=fence)
@@ -176,6 +187,7 @@ class ControlPlane:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.follower.run())
             group.create_task(self.presence.run())
+            group.create_task(self.dispatcher.run())
             group.create_task(self._ping())
             group.create_task(watch_space(self.kv))
             group.create_task(self.roles.run())
@@ -243,20 +255,32 @@ class ControlPlane:
                 view=view, queries=self.queries, agents=self.agents, authorizer=self.authorizer, clock=clock
             ),
             "EventService": EventService(view=view, store=self.store, authorizer=self.authorizer),
-            "AdminService": AdminService(
-                replica=self.replica,
-                view=view,
-                store=self.store,
-                kv=self.kv,
-                commands=self.commands,
-                agents=self.agents,
-                presence=self.presence,
-                clock=clock,
-                leaders=self.leaders,
-                stale_since_ms=self.stale_since_ms,
-            ),
+            "AdminService": self._admin_service(),
         }
         return [(services_pb2.DESCRIPTOR.services_by_name[name], servicer) for name, servicer in servicers.items()]
+
+    def _admin_service(self) -> AdminService:
+        replicas = Replicas(replica=self.replica, peers=self.peers, door=self.peer_door)
+        status = ClusterStatus(
+            replica=self.replica,
+            view=self.view,
+            store=self.store,
+            kv=self.kv,
+            presence=self.presence,
+            replicas=replicas,
+            clock=self.clock,
+            leaders=self.leaders,
+            roles=self.roles.wanted,
+            stale_since_ms=self.stale_since_ms,
+        )
+        return AdminService(
+            view=self.view,
+            store=self.store,
+            commands=self.commands,
+            clock=self.clock,
+            status=status,
+            drill=Drill(status=status, replicas=replicas, clock=self.clock),
+        )
 
     def _workload_service(self) -> WorkloadService:
         explainer = Explainer(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # Folding the log of 100,000 streams takes a minute.
 VERIFY_TIMEOUT_S = 600.0
+STATUS_COLUMNS = 100
 
 
 def status(invocation: Invocation, *, output: str | None) -> int:
@@ -43,43 +44,63 @@ def _status_text(invocation: Invocation, answer: dict[str, Any]) -> str:
             return f"{title}: none\n"
         return f"{title}\n{coloured_table(text) if invocation.colour else text}"
 
+    def size(count: object) -> str:
+        return format_bytes(int(str(count or 0))) if count else ""
+
     replicas = [
         (
             r.get("id"),
-            r.get("address"),
+            str(r.get("address", "")).removeprefix("http://"),
             r.get("version"),
-            ago(r.get("startedAt")),
-            r.get("lag", 0),
-            "answers" if r.get("answering") else "",
+            age(str(r.get("startedAt", ""))),
+            " ".join(r.get("roles", ())),
+            *((r.get("revision", 0), r.get("lag", 0), r.get("agents", 0)) if not r.get("trouble") else ("?", "?", "?")),
         )
         for r in answer.get("replicas", ())
     ]
-    leaders = [(r.get("role"), r.get("replica"), ago(r.get("since"))) for r in answer.get("leaders", ())]
+    leaders = [
+        (r.get("role"), r.get("replica"), ago(r.get("since")), "" if r.get("atWork") else "not at work")
+        for r in answer.get("leaders", ())
+    ]
     members = [
         (
             m.get("endpoint"),
             m.get("version"),
             ("leader" if m.get("leader") else "READY") if m.get("reachable") else "LOST",
-            format_bytes(int(m.get("dbSizeBytes") or 0)),
+            *(size(m.get(name)) for name in ("dbInUseBytes", "dbSizeBytes", "quotaBytes")),
             m.get("error"),
         )
         for m in answer.get("etcd", ())
     ]
+    answering = next((r.get("id") for r in answer.get("replicas", ()) if r.get("answering")), "")
+    alarms = ", ".join(answer.get("alarms", ()))
     agents = [
         (a.get("node"), a.get("phase"), a.get("replica"), a.get("epoch"), a.get("version"), ago(a.get("lastHeard")),
          "; ".join(str(problem) for problem in a.get("problems", ())))
         for a in answer.get("agents", ())
     ]  # fmt: skip
     parts = [
-        draw("Controllers", ("ID", "ADDRESS", "VERSION", "STARTED", "BEHIND", ""), replicas),
-        draw("Leaders", ("ROLE", "CONTROLLER", "SINCE"), leaders),
-        draw("etcd", ("ENDPOINT", "VERSION", "STATE", "SIZE", "ERROR"), members),
+        draw("Controllers", ("ID", "ADDRESS", "VERSION", "UP", "LEADS", "REVISION", "BEHIND", "AGENTS"), replicas),
+        draw("Leaders", ("ROLE", "CONTROLLER", "SINCE", ""), leaders),
+        draw(
+            f"etcd, alarm: {alarms}" if alarms else "etcd",
+            ("ENDPOINT", "VERSION", "STATE", "IN USE", "SIZE", "QUOTA", "ERROR"),
+            members,
+        ),
         draw("Agents", ("NODE", "STATUS", "CONTROLLER", "EPOCH", "VERSION", "HEARD", "PROBLEMS"), agents),
-        f"Revision {answer.get('revision', 0)}, {answer.get('streams', 0)} resources in the log\n",
+        f"{answering} answered, at revision {answer.get('revision', 0)}: {answer.get('streams', 0)} resources\n",
     ]
     if warnings := answer.get("warnings"):
-        parts.append("Warnings\n" + "".join(f"  {harmless(str(warning))}\n" for warning in warnings))
+        parts.append("Warnings\n" + "".join(_wrapped(harmless(str(warning))) for warning in warnings))
     return "\n".join(parts)
+
+
+def _wrapped(sentence: str) -> str:
+    from textwrap import fill
+
+    return (
+        fill(sentence, STATUS_COLUMNS, initial_indent="  - ", subsequent_indent="    ", break_on_hyphens=False) + "\n"
+    )
 
 
 def verify(invocation: Invocation, *, output: str | None) -> int:
