@@ -8,6 +8,7 @@ from pwm.controlplane.store.etcd import EtcdKV
 from pwm.controlplane.store.eventstore import EventStore
 from pwm.controlplane.store.keys import Keys
 from pwm.controlplane.store.kv import KV
+from pwm.controlplane.store.lineage import Lineage
 from pwm.controlplane.store.memory import MemoryKV
 from tests.contract.answers import LostAnswers
 
@@ -35,7 +36,9 @@ async def kv(backend: tuple[str, Keys]) -> AsyncIterator[KV]:
 
 @pytest.fixture
 async def store(kv: KV, keys: Keys) -> AsyncIterator[EventStore]:
-    async with EventStore(kv, keys=keys) as store:
+    """As a replica has it: with an eye on whether the key-value store is still the same."""
+    lineage = Lineage(kv, keys=keys, replica="r1", now_ms=lambda: 0, new_id=lambda: "log-1")
+    async with EventStore(lineage, keys=keys) as store:
         yield store
 
 

@@ -17,8 +17,8 @@ STATE_LIMIT_BYTES = 64 * 1024
 COMMIT_LIMIT_BYTES = 1024 * 1024
 """etcd takes requests of 1.5 MiB; the rest is room for keys, compares and framing."""
 
-COMMIT_LIMIT_OPERATIONS = 128
-"""etcd's own limit on the compares, the writes and the reads of a transaction."""
+COMMIT_LIMIT_OPERATIONS = 127
+"""etcd takes 128 compares, 128 writes and 128 reads in a transaction; one of them is `lineage`'s."""
 
 
 class StreamId(NamedTuple):

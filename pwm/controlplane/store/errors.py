@@ -73,6 +73,14 @@ class RevisionWentBack(KVError):
         self.now = now
 
 
+class StoreInDoubt(KVError):
+    """The store is not the one it was, or so it seems: nothing may be changed until a person has decided."""
+
+
+class NotInDoubt(StoreError):
+    """There is nothing for a person to decide."""
+
+
 class RebuildNeeded(StoreError):
     """A follower cannot go on: page the heads again and follow from their revision."""
 
@@ -83,6 +91,10 @@ class Compacted(RebuildNeeded, KVError):
     def __init__(self, revision: int = 0) -> None:
         super().__init__(f"history before revision {revision or 'now'} has been compacted")
         self.revision = revision
+
+
+class LineageChanged(RebuildNeeded, KVError):
+    """A restored store has been accepted as the truth: whatever was read before counts no more."""
 
 
 class Missed(RebuildNeeded):

@@ -36,7 +36,7 @@ from pwm.controlplane.store.commits import (
     StreamWrite,
 )
 from pwm.controlplane.store.following import PROOF_INTERVAL_S, follow
-from pwm.controlplane.store.groupcommit import GroupCommit
+from pwm.controlplane.store.groupcommit import APPEND_TIMEOUT_S, GroupCommit
 from pwm.controlplane.store.keys import Keys
 from pwm.controlplane.store.kv import KV, PAGE_KEYS, KeyValue, prefix_end
 from pwm.controlplane.store.prepared import Prepared, prepare
@@ -104,18 +104,19 @@ class EventStore:
         Raises Conflict, NameTaken, AlreadyAnswered, GuardFailed, FenceLost or TooLarge when it was not appended;
         Unavailable when the store did not answer and it surely was not; Ambiguous when nobody knows.
         """
+        deadline = asyncio.get_running_loop().time() + APPEND_TIMEOUT_S
         if commit.receipt is None:
-            return await self._group.submit(self._prepare(commit, 0))
-        lease = await self._receipts.current()
+            return await self._group.submit(self._prepare(commit, 0, deadline))
+        lease = await self._receipts.current(deadline)
         try:
-            return await self._group.submit(self._prepare(commit, lease))
+            return await self._group.submit(self._prepare(commit, lease, deadline))
         except errors.LeaseLost:  # only a store restored from a snapshot forgets a lease of a day
             self._receipts.forget(lease)
-            return await self._group.submit(self._prepare(commit, await self._receipts.current()))
+            return await self._group.submit(self._prepare(commit, await self._receipts.current(deadline), deadline))
 
-    def _prepare(self, commit: Commit, receipt_lease: int) -> Prepared:
+    def _prepare(self, commit: Commit, receipt_lease: int, deadline: float) -> Prepared:
         answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        return prepare(commit, answer, keys=self.keys, receipt_lease=receipt_lease)
+        return prepare(commit, answer, keys=self.keys, receipt_lease=receipt_lease, deadline=deadline)
 
     # ---- reading
 
@@ -232,13 +233,17 @@ class _ReceiptLease:
         self._replace_at = 0.0
         self._granting = asyncio.Lock()
 
-    async def current(self) -> int:
+    async def current(self, deadline: float) -> int:
+        """Raises Unavailable when there is none by then (loop time), NoSpace."""
         loop = asyncio.get_running_loop()
-        async with self._granting:
-            if not self._id or loop.time() >= self._replace_at:
-                granted = await self._kv.grant_lease(RECEIPT_KEPT_S + RECEIPT_LEASE_USED_S)
-                self._id, self._replace_at = granted.id, loop.time() + RECEIPT_LEASE_USED_S
-            return self._id
+        try:
+            async with asyncio.timeout_at(deadline), self._granting:
+                if not self._id or loop.time() >= self._replace_at:
+                    granted = await self._kv.grant_lease(RECEIPT_KEPT_S + RECEIPT_LEASE_USED_S)
+                    self._id, self._replace_at = granted.id, loop.time() + RECEIPT_LEASE_USED_S
+                return self._id
+        except TimeoutError as error:
+            raise errors.Unavailable("the store did not answer in time") from error
 
     def forget(self, lease: int) -> None:
         if self._id == lease:

@@ -26,8 +26,8 @@ from pwm.controlplane.store.keys import Keys
 from pwm.controlplane.store.kv import KV, Compare, Delete, KeyValue, Put, Read, Target
 from pwm.controlplane.store.prepared import Prepared, verdict
 
-APPEND_TIMEOUT_S = 3.0
-"""After this long a person is told that the store does not answer."""
+APPEND_TIMEOUT_S = 2.7
+"""After this long a person is told that the store does not answer: three seconds, with the way there and back."""
 
 ATTEMPT_TIMEOUT_S = 1.2
 """One attempt: a killed member never answers, and another attempt is safe."""
@@ -58,7 +58,7 @@ class GroupCommit:
         self._closed = False
 
     async def submit(self, prepared: Prepared) -> int:
-        """Waits for the outcome: the revision, or a StoreError."""
+        """Waits for the outcome, until the commit's deadline: the revision, or a StoreError."""
         if self._closed:
             raise errors.Unavailable("the event store is closed")
         self._waiting.append(prepared)
@@ -135,11 +135,11 @@ class GroupCommit:
     async def _commit_group(self, group: list[Prepared], *, unknown: bool = False) -> None:
         """`unknown`: an earlier attempt may have been applied."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + APPEND_TIMEOUT_S
         asking = unknown or len(group) <= ASK_AT_ONCE
         while group:
+            left_s = min(prepared.deadline for prepared in group) - loop.time()
             try:
-                group = await self._attempt(group, deadline - loop.time(), unknown=unknown, asking=asking)
+                group = await self._attempt(group, left_s, unknown=unknown, asking=asking)
                 asking = True
                 continue
             except (errors.Ambiguous, errors.Unavailable) as error:
@@ -148,10 +148,7 @@ class GroupCommit:
             except errors.KVError as error:
                 await self._alone(group, error, unknown=unknown)
                 return
-            if loop.time() + PAUSE_S >= deadline:
-                for prepared in group:
-                    _fail(prepared, errors.Ambiguous(str(trouble)) if unknown else trouble)
-                return
+            group = _still_patient(group, errors.Ambiguous(str(trouble)) if unknown else trouble)
             await asyncio.sleep(PAUSE_S)
 
     async def _attempt(self, group: list[Prepared], left_s: float, *, unknown: bool, asking: bool) -> list[Prepared]:
@@ -280,6 +277,15 @@ def _reads(group: Sequence[Prepared], *, values: bool) -> list[Read]:
         guards.update((guard.key, Read(guard.key, keys_only=True)) for guard in prepared.guards)
     reads += guards.values()
     return reads
+
+
+def _still_patient(group: Sequence[Prepared], trouble: errors.KVError) -> list[Prepared]:
+    """Those who can wait for another attempt; the others are told why there was none."""
+    last_start = asyncio.get_running_loop().time() + PAUSE_S
+    for prepared in group:
+        if prepared.deadline <= last_start:
+            _fail(prepared, trouble)
+    return [prepared for prepared in group if prepared.deadline > last_start]
 
 
 def _succeed(prepared: Prepared, revision: int) -> None:

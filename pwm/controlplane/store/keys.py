@@ -9,6 +9,9 @@
     leader/{role}                     leased; its create_revision is the fence
     replica/{id}, session/{node}      leased; a session's mod_revision is its epoch
     retention/mark                    how far compaction may go
+    lineage/uid                       names this log, in whatever etcd it is kept
+    lineage/incarnation               how often a restored store was accepted: the upper bits of epochs
+    lineage/doubt                     present while the store seems to have gone back (pwm.v1.Doubt)
 
 Versions are zero-padded, so that keys sort as versions do. What users choose freely (principals,
 idempotency keys) is percent-encoded; kinds, uids, groups and names have no slash by their own rules.
@@ -34,6 +37,10 @@ class Keys:
     all_trimmed: bytes = field(init=False)
     all_leaders: bytes = field(init=False)
     retention_mark: bytes = field(init=False)
+    lineage: bytes = field(init=False)
+    uid: bytes = field(init=False)
+    incarnation: bytes = field(init=False)
+    doubt: bytes = field(init=False)
 
     def __post_init__(self) -> None:
         assert self.prefix.endswith(b"/"), "a prefix ends with a slash"
@@ -44,6 +51,10 @@ class Keys:
             ("all_trimmed", b"trimmed/"),
             ("all_leaders", b"leader/"),
             ("retention_mark", b"retention/mark"),
+            ("lineage", b"lineage/"),
+            ("uid", b"lineage/uid"),
+            ("incarnation", b"lineage/incarnation"),
+            ("doubt", b"lineage/doubt"),
         ):
             object.__setattr__(self, name, self.prefix + suffix)
 

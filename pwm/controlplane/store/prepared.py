@@ -45,6 +45,8 @@ class Prepared:
     informative: set[bytes]
     written: set[bytes]
     size_bytes: int
+    # Loop time at which the caller wants to hear something, whatever it is.
+    deadline: float
 
     def settle_positions(self, first: int) -> None:
         """Writes into the records where they stand in their transaction. May be done again for another one."""
@@ -53,11 +55,13 @@ class Prepared:
             record.value = Record(event=event, position=position).SerializeToString()
 
 
-def prepare(commit: Commit, answer: "asyncio.Future[int]", *, keys: Keys, receipt_lease: int) -> Prepared:
+def prepare(
+    commit: Commit, answer: "asyncio.Future[int]", *, keys: Keys, receipt_lease: int, deadline: float
+) -> Prepared:
     """Raises TooLarge. `receipt_lease` is what a receipt hangs on, 0 when the commit has none."""
     assert commit.writes, "a commit writes at least one stream: its head tells whether the commit was applied"
     guards = [guard_compare(guard) for guard in commit.guards] if commit.guards else []
-    prepared = Prepared(commit, answer, [], guards, [], [], set(), set(), 0)
+    prepared = Prepared(commit, answer, [], guards, [], [], set(), set(), 0, deadline)
     commit_id = commit.id.encode()
     for write in commit.writes:
         _prepare_stream(prepared, write, commit_id, keys)

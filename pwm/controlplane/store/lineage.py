@@ -1,0 +1,419 @@
+"""Noticing that the store is not the one it was: restored from an older snapshot, or exchanged for another.
+
+What was acknowledged since the snapshot is gone then, although agents have acted on it, so nothing may go on
+by itself. `Lineage` stands between the store's users and the key-value store and watches every answer:
+
+- the store's revision never goes back, and its own identity never changes;
+- after every interruption (a restore is one) the newest event that was followed must still be there, before
+  anything is written or believed; revisions alone would not tell once new writes have passed the old ones;
+- an agent that has obeyed an epoch that this store cannot have given out yet proves it, too: so a replica
+  that was started after the restore, and remembers nothing, hears of it as soon as an agent says hello.
+
+Whoever notices puts up a flag in the store, `lineage/doubt`, and takes every leader's key away. Each
+transaction of each replica is conditional on there being no flag, so from that moment nobody changes anything.
+A person decides (`accept`): what is there now is the truth from here on. That takes the flag down and raises the
+*incarnation*, the upper bits of every epoch, so that agents take orders again although revisions are lower.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import structlog
+
+from pwm.api.v1.store_pb2 import Doubt
+from pwm.controlplane.store import errors
+from pwm.controlplane.store.keys import Keys
+from pwm.controlplane.store.kv import (
+    KV,
+    Compare,
+    Delete,
+    KeyValue,
+    LeaseGrant,
+    Page,
+    Put,
+    Read,
+    Status,
+    Target,
+    TxnResult,
+    WatchBatch,
+    prefix_end,
+)
+
+INCARNATION_SHIFT = 40
+"""An epoch is the incarnation and, below it, a revision: etcd would need a thousand writes a second for 35 years."""
+
+ANCHOR_GOOD_FOR_S = 24 * 3600.0
+"""Retention drops no event that is younger: only if a younger one is missing, the store went back."""
+
+SETTLING_S = 3.0
+"""How long who asks for a lease waits for a person's decision before it is told that there is none."""
+
+RETRY_PAUSE_S = 0.2
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Found:
+    """What the store says of itself."""
+
+    uid: str = ""
+    incarnation: int = 0
+    doubt: KeyValue | None = None
+
+
+class Lineage:
+    """The `KV` protocol, for as long as it is the same store. One per replica."""
+
+    def __init__(
+        self, kv: KV, *, keys: Keys, replica: str, now_ms: Callable[[], int], new_id: Callable[[], str]
+    ) -> None:
+        """`new_id` names a store that has no name yet."""
+        self.uid = ""
+        """Names this cluster's log, in whatever etcd it is kept; empty until the store was reached."""
+        self.incarnation = 0
+        """How often it was accepted that the store had been restored."""
+        self.doubt: Doubt | None = None
+        self.no_space = asyncio.Event()
+        """Set when the store refused something for want of space; cleared by whoever looks after that."""
+        self._kv = kv
+        self._keys = keys
+        self._replica = replica
+        self._now_ms = now_ms
+        self._new_id = new_id
+        self._seen = 0
+        self._cluster = 0
+        # Key and revision of the newest event that was followed, and when that was.
+        self._anchor: tuple[bytes, int, float] | None = None
+        # Interruptions up to here are known to have changed nothing; -1: the store was never reached.
+        self._proved_at = -1
+        # Whether the flag was in the store when it was last looked at.
+        self._flagged = False
+        self._checking = asyncio.Lock()
+        self._turns = 0
+        self._settled = asyncio.Event()
+
+    @property
+    def interruptions(self) -> int:
+        return self._kv.interruptions
+
+    # ---- what it is for
+
+    async def check(self) -> None:
+        """Asks the store whether it is still the same one. What it finds is `doubt`. Raises Unavailable."""
+        async with self._checking:
+            await self._check()
+
+    async def settled(self) -> None:
+        """Until there is no doubt."""
+        while self.doubt is not None:
+            self._settled.clear()
+            await self._settled.wait()
+
+    @property
+    def stands_still(self) -> bool:
+        """Whether nobody at all can change anything, because the store itself says that it is in doubt."""
+        return self.doubt is not None and self._flagged
+
+    def epoch(self, revision: int) -> int:
+        """Of a session that was announced at this revision."""
+        return self.incarnation << INCARNATION_SHIFT | revision
+
+    async def witness(self, *, node: str, epoch: int) -> None:
+        """The node's agent has obeyed `epoch`. If this store cannot have given it out yet, there is doubt."""
+        if epoch <= self.epoch(self._seen):
+            return
+        async with self._checking:
+            await self._check()
+            if self.doubt is None and epoch > self.epoch(self._seen):
+                seen = epoch & ((1 << INCARNATION_SHIFT) - 1)
+                await self._stop(
+                    f"the agent of node {node} obeyed orders of revision {seen}, but etcd is only at {self._seen}",
+                    seen=seen,
+                )
+
+    async def accept(self) -> int:
+        """What is there now is the truth from here on. Returns the new incarnation. Raises NotInDoubt."""
+        async with self._checking:
+            _, found = await self._look()
+            if found.doubt is None:
+                raise errors.NotInDoubt("there is nothing to decide: etcd has not gone back")
+            incarnation = max(self.incarnation, found.incarnation) + 1
+            keys = self._keys
+            result = await self._kv.txn(
+                [Compare(keys.doubt, Target.MOD, found.doubt.mod_revision)],
+                [
+                    Delete(keys.doubt),
+                    Put(keys.incarnation, b"%d" % incarnation),
+                    Put(keys.uid, (self.uid or found.uid or self._new_id()).encode()),
+                ],
+            )
+            if not result.succeeded:
+                raise errors.Unavailable("somebody else decided at the same moment")
+            log.warning("the restored store was accepted", incarnation=incarnation, revision=result.revision)
+            await self._check()
+            return incarnation
+
+    # ---- looking
+
+    async def _look(self) -> tuple[Page, _Found]:
+        keys = self._keys
+        page = await self._kv.range(keys.lineage, prefix_end(keys.lineage))
+        found = _Found()
+        for kv in page.kvs:
+            if kv.key == keys.uid:
+                found.uid = kv.value.decode()
+            elif kv.key == keys.incarnation:
+                found.incarnation = int(kv.value)
+            elif kv.key == keys.doubt:
+                found.doubt = kv
+        return page, found
+
+    async def _check(self) -> None:
+        interruptions, floor = self._kv.interruptions, self._seen
+        page, found = await self._look()
+        self._flagged = found.doubt is not None
+        if self._proved_at < 0 or found.incarnation > self.incarnation:
+            self._adopt(page, found)
+        elif self.doubt is not None:
+            if found.doubt is None:
+                await self._flag(self.doubt)
+        elif why := self._difference(page, found, floor) or await self._anchor_lost(interruptions):
+            await self._stop(why, seen=max(floor, self._anchor[1] if self._anchor else 0), now=page.revision)
+        elif found.doubt is not None:
+            self._take(Doubt.FromString(found.doubt.value))
+        if self.doubt is None:
+            self._seen = max(self._seen, page.revision)
+            if not found.uid:
+                await self._name_it()
+        self._proved_at = interruptions
+
+    def _adopt(self, page: Page, found: _Found) -> None:
+        """At the start, and when it was accepted that the store had been restored."""
+        first, self._proved_at = self._proved_at < 0, 0
+        self.incarnation, self.uid = found.incarnation, found.uid or self.uid
+        self._seen, self._cluster, self._anchor = page.revision, page.cluster, None
+        if not first:
+            self._turns += 1
+            log.warning("the store is a restored one, as was accepted", incarnation=self.incarnation)
+        if found.doubt is not None:
+            self._take(Doubt.FromString(found.doubt.value))
+        else:
+            self.doubt = None
+            self._settled.set()
+
+    def _difference(self, page: Page, found: _Found, floor: int) -> str:
+        if page.revision < floor:
+            return f"etcd is at revision {page.revision}, but revision {floor} was read from it before"
+        if self._foreign(page.cluster):
+            return f"etcd answers as cluster {page.cluster:x}, but it was cluster {self._cluster:x} before"
+        if found.incarnation < self.incarnation or found.uid != (self.uid or found.uid):
+            return "etcd holds the log of another cluster, or one from before an earlier restore"
+        return ""
+
+    async def _anchor_lost(self, interruptions: int) -> str:
+        """Looked at after interruptions only: it takes a second question."""
+        if self._anchor is None or interruptions == self._proved_at:
+            return ""
+        key, revision, noted_at = self._anchor
+        page = await self._kv.range(key, keys_only=True)
+        if page.kvs and page.kvs[0].mod_revision == revision:
+            return ""
+        if not page.kvs and asyncio.get_running_loop().time() - noted_at > ANCHOR_GOOD_FOR_S:
+            return ""
+        return f"the event of revision {revision} is not in etcd any more"
+
+    async def _name_it(self) -> None:
+        uid = self.uid or self._new_id()
+        key = self._keys.uid
+        result = await self._kv.txn([Compare(key, Target.CREATE, 0)], [Put(key, uid.encode())], [Read(key)])
+        self.uid = uid if result.succeeded else result.reads[0].kvs[0].value.decode()
+
+    # ---- stopping
+
+    async def _stop(self, why: str, *, seen: int, now: int = 0) -> None:
+        doubt = Doubt(why=why, seen_revision=seen, found_revision=now or self._seen, noticed_by=self._replica)
+        doubt.noticed_at.FromMilliseconds(self._now_ms())
+        self._take(doubt)
+        await self._flag(doubt)
+
+    def _take(self, doubt: Doubt) -> None:
+        if self.doubt is None:
+            log.error("etcd was restored or exchanged: nothing is changed until an admin decides", why=doubt.why)
+        self.doubt = doubt
+        self._turns += 1
+
+    async def _flag(self, doubt: Doubt) -> None:
+        """Puts the flag up, and with it every leader down. Where that fails the next check does it."""
+        keys = self._keys
+        try:
+            await self._kv.txn(
+                [Compare(keys.doubt, Target.CREATE, 0)],
+                [
+                    Put(keys.doubt, doubt.SerializeToString()),
+                    Delete(keys.all_leaders, prefix_end(keys.all_leaders)),
+                ],
+            )
+        except errors.KVError as error:
+            log.warning("others could not be told yet", why=str(error))
+        else:
+            self._flagged = True
+
+    def _refuse(self) -> None:
+        if self.doubt is not None:
+            raise errors.StoreInDoubt(self.doubt.why)
+
+    async def _prove(self) -> None:
+        """Before anything is written or believed. Raises StoreInDoubt, Unavailable."""
+        if self.doubt is None and self._kv.interruptions != self._proved_at:
+            async with self._checking:
+                if self._kv.interruptions != self._proved_at:
+                    await self._check()
+        self._refuse()
+
+    async def _judge(self, revision: int, cluster: int, floor: int) -> None:
+        """Of an answer to a question that was asked when the store had reached `floor`."""
+        if self.doubt is not None:
+            return
+        if revision < floor or self._foreign(cluster):
+            turns = self._turns
+            await self.check()
+            self._refuse()
+            if turns != self._turns:
+                raise errors.LineageChanged("the store was restored, and that was accepted")
+            return
+        self._cluster = self._cluster or cluster
+        self._seen = max(self._seen, revision)
+
+    def _foreign(self, cluster: int) -> bool:
+        """Whether this is the identity of another store; 0 says nothing."""
+        return bool(cluster and self._cluster) and cluster != self._cluster
+
+    # ---- the KV protocol
+
+    async def range(
+        self,
+        key: bytes,
+        end: bytes = b"",
+        *,
+        limit: int = 0,
+        revision: int = 0,
+        keys_only: bool = False,
+        min_mod_revision: int = 0,
+    ) -> Page:
+        floor = self._seen
+        page = await self._kv.range(
+            key, end, limit=limit, revision=revision, keys_only=keys_only, min_mod_revision=min_mod_revision
+        )
+        await self._judge(page.revision, page.cluster, floor)
+        return page
+
+    async def pages(
+        self, prefix: bytes, *, revision: int = 0, keys_only: bool = False, page_keys: int = 0
+    ) -> AsyncGenerator[Page, None]:
+        floor, turns, first = self._seen, self._turns, not revision
+        pages = self._kv.pages(prefix, revision=revision, keys_only=keys_only, page_keys=page_keys)
+        async with aclosing(pages) as walk:
+            async for page in walk:
+                if first:  # all pages are of its revision
+                    await self._judge(page.revision, page.cluster, floor)
+                    first = False
+                if turns != self._turns:
+                    raise errors.LineageChanged("the store was restored while it was read")
+                yield page
+
+    async def put(self, key: bytes, value: bytes, *, lease: int = 0) -> int:
+        return (await self.txn([], [Put(key, value, lease)])).revision
+
+    async def delete(self, key: bytes, end: bytes = b"") -> int:
+        await self._prove()
+        return await self._kv.delete(key, end)
+
+    async def txn(
+        self,
+        compares: Sequence[Compare],
+        then: Sequence[Put | Delete],
+        otherwise: Sequence[Read] = (),
+        *,
+        timeout_s: float | None = None,
+    ) -> TxnResult:
+        await self._prove()
+        floor, doubt = self._seen, self._keys.doubt
+        try:
+            result = await self._kv.txn(
+                [*compares, Compare(doubt, Target.CREATE, 0)], then, [*otherwise, Read(doubt)], timeout_s=timeout_s
+            )
+        except errors.NoSpace:
+            self.no_space.set()
+            raise
+        await self._judge(result.revision, result.cluster, floor)
+        if not result.succeeded and result.reads.pop().kvs:
+            await self.check()
+            self._refuse()
+            raise errors.Unavailable("the store was in doubt for a moment")
+        return result
+
+    async def watch(
+        self, key: bytes, end: bytes = b"", *, start_revision: int, deletes: bool = True
+    ) -> AsyncGenerator[WatchBatch, None]:
+        turns = self._turns
+        batches = self._kv.watch(key, end, start_revision=start_revision, deletes=deletes)
+        async with aclosing(batches) as source:
+            async for batch in source:
+                await self._prove_before_believing()
+                if turns != self._turns:
+                    self._refuse()
+                    raise errors.LineageChanged("the store was restored, and that was accepted")
+                self._note(batch)
+                yield batch
+
+    async def _prove_before_believing(self) -> None:
+        """What the watch brought after an interruption may come from another store."""
+        while self.doubt is None and self._kv.interruptions != self._proved_at:
+            try:
+                await self.check()
+            except errors.Unavailable:
+                await asyncio.sleep(RETRY_PAUSE_S)
+
+    def _note(self, batch: WatchBatch) -> None:
+        keys = self._keys
+        for event in reversed(batch.events):
+            key = event.kv.key
+            if not event.deleted and key.startswith(keys.all_events) and not key.startswith(keys.all_marks):
+                self._anchor = key, event.kv.mod_revision, asyncio.get_running_loop().time()
+                return
+
+    async def grant_lease(self, ttl_s: int) -> LeaseGrant:
+        if self.doubt is not None:
+            try:
+                async with asyncio.timeout(SETTLING_S):
+                    await self.settled()
+            except TimeoutError:
+                self._refuse()
+        await self._prove()
+        try:
+            return await self._kv.grant_lease(ttl_s)
+        except errors.NoSpace:
+            self.no_space.set()
+            raise
+
+    async def keep_alive(self, lease: int) -> int:
+        self._refuse()
+        return await self._kv.keep_alive(lease)
+
+    async def revoke_lease(self, lease: int) -> None:
+        await self._kv.revoke_lease(lease)
+
+    async def compact(self, revision: int) -> None:
+        await self._kv.compact(revision)
+
+    async def free_space(self) -> None:
+        await self._kv.free_space()
+
+    async def status(self) -> Status:
+        return await self._kv.status()
+
+    async def close(self) -> None:
+        await self._kv.close()
