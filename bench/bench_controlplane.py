@@ -14,6 +14,7 @@ import gc
 import sys
 import tempfile
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from pwm.controlplane.app import GRPC_OPTIONS
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import timestamp
 from pwm.controlplane.core.evolve import fold_all
+from pwm.controlplane.core.nodes import DEFAULT_TIMES
 from pwm.controlplane.dispatcher.dispatcher import Dispatcher
 from pwm.controlplane.dispatcher.reports import ReportIntake
 from pwm.controlplane.follower import Follower
@@ -187,8 +189,9 @@ async def bench_reports(seconds: float) -> float:
     view = View()
     view.loaded(1)
     dispatcher = Dispatcher(
-        replica="r", view=view, commands=_NoCommands(), clock=Clock(), presence=_NoPresence(), authenticate=_anybody
-    )  # type: ignore[arg-type]
+        replica="r", view=view, commands=_NoCommands(), clock=Clock(), presence=_NoPresence(),  # type: ignore[arg-type]
+        authenticate=_anybody, times=DEFAULT_TIMES,
+    )  # fmt: skip
     server = grpc.aio.server(options=GRPC_OPTIONS)
     agent_pb2_grpc.add_AgentServiceServicer_to_server(dispatcher, server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -227,8 +230,11 @@ class _NoPresence:
     async def announce(self, node: str) -> Guard:
         return Guard(b"k", mod_revision=1)
 
-    async def withdraw(self, node: str, guard: Guard) -> None:
+    async def withdraw(self, node: str, guard: Guard, *, silent_ms: int) -> None:
         return
+
+    async def standing(self, nodes: Collection[str]) -> Collection[str]:
+        return nodes
 
 
 async def _anybody(token: str) -> str:

@@ -3,7 +3,7 @@
 A container is one attempt: its phase only moves forward and each step has one owner. The agent owns
 what it does itself (pull, create, run, exit); the control plane owns what only it can say: that a
 container was placed, that its node is gone, that it was deleted. Whoever reports a step that is not in
-the table is wrong, and the report is dropped.
+the table is wrong, and the report is dropped. An admin who confirms that a node is dead speaks for its agent.
 
         assigned -> pulling -> creating -> running -> exiting -> exited | failed
             any phase before the end -> lost -> (the node came back) exited | failed
@@ -27,6 +27,8 @@ class Owner(Enum):
 LIVE = frozenset({P.ASSIGNED, P.PULLING, P.CREATING, P.RUNNING, P.EXITING, P.LOST})
 # Phases in which the attempt is over.
 ENDED = frozenset({P.EXITED, P.FAILED, P.DELETED})
+# Phases in which its replica may have another: a lost one has ended too, but nobody could say so yet.
+GIVEN_UP = ENDED | {P.LOST}
 
 _A, _C = Owner.AGENT, Owner.CONTROLLER
 

@@ -157,6 +157,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def duration(text: str) -> int:
+    """Milliseconds: `15s`."""
+    from pwm.quantity import parse_duration
+
+    return parse_duration(text)
+
+
 def size(text: str) -> int:
     """Bytes: `1GiB`."""
     from pwm.quantity import parse_bytes

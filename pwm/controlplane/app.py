@@ -57,6 +57,7 @@ async def run(config: ControllerConfig, stop: asyncio.Event) -> None:
             peer_address=f"{config.reached_by(config.agent_host)}:{config.agent_port}",
             peer_token=secrets.token_urlsafe(32),
             clock=clock,
+            times=config.times,
         )
         await stack.enter_async_context(plane.store)
         async with asyncio.TaskGroup() as group:

@@ -4,6 +4,8 @@ import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pwm.controlplane.core.nodes import NodeTimes
+
 
 @dataclass(frozen=True, slots=True)
 class ControllerConfig:
@@ -21,9 +23,24 @@ class ControllerConfig:
     # Where a first admin token and a first node token are written.
     admin_token_file: Path | None = None
     node_token_file: Path | None = None
+    # Silence after which a node is NOT_READY and LOST, and time after which an agent that is cut off ends the
+    # containers that may then start elsewhere. 0: the default, or what goes with the others.
+    node_grace_ms: int = 0
+    node_lost_after_ms: int = 0
+    self_fence_ms: int = 0
     log_level: str = "info"
     log_json: bool = False
     hostname: str = field(default_factory=socket.gethostname)
+
+    def __post_init__(self) -> None:
+        _ = self.times
+
+    @property
+    def times(self) -> NodeTimes:
+        """Raises NodeTimesError for settings that cannot work together."""
+        return NodeTimes.of(
+            grace_ms=self.node_grace_ms, lost_after_ms=self.node_lost_after_ms, self_fence_ms=self.self_fence_ms
+        )
 
     def reached_by(self, host: str) -> str:
         """What to announce for an address to listen on."""

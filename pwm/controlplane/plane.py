@@ -278,6 +278,7 @@ class ControlPlane:
             store=self.store,
             commands=self.commands,
             clock=self.clock,
+            presence=self.presence,
             status=status,
             drill=Drill(status=status, replicas=replicas, clock=self.clock),
         )

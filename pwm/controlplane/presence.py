@@ -2,12 +2,17 @@
 
 Writing side: a replica announces itself and the sessions it holds, all on one lease; when it dies they go
 with it. When it was cut off for so long that it lost the lease, it announces itself anew and its sessions
-start over. Reading side: the leader asks for each node whether it is connected, or since when it is silent.
+start over. Reading side: the leader asks for each node whether it is connected, or for how long it has been silent.
+
+A session that is over leaves a mark in its place, which says for how long nothing had been heard of the node by
+then, and whose revision proves later on that the node has not been back in between. Silence is measured by every
+replica for itself, on a clock that nobody sets, and never as longer than it was: after a gap in what was seen,
+and for nodes without a mark, it begins anew.
 """
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import structlog
 
@@ -15,11 +20,13 @@ from pwm.controlplane.clock import Clock
 from pwm.controlplane.core.nodes import Contact
 from pwm.controlplane.store import errors as store_errors
 from pwm.controlplane.store.commits import Guard
-from pwm.controlplane.store.registry import REPLICAS, SESSIONS, Registry
+from pwm.controlplane.store.registry import REPLICAS, SESSIONS, Entries, Registry
 
 log = structlog.get_logger(__name__)
 
 RETRY_DELAY_S = 0.5
+# Begins a mark; no replica's name does. Milliseconds of silence follow.
+_SILENT = b"\0"
 
 
 class Presence:
@@ -40,9 +47,11 @@ class Presence:
         self._clock = clock
         self._on_lost = on_lost
         self._connected: dict[str, str] = {}
-        self._silent_since_ms: dict[str, int] = {}
+        # Revision of each node's session, or of the mark it left.
+        self._epochs: dict[str, int] = {}
+        self._silent_since_s: dict[str, float] = {}
         # Nodes that were never heard of count as silent since this replica began to listen.
-        self._listening_since_ms = clock.now_ms()
+        self._listening_since_s = clock.monotonic_s()
         self._changed = asyncio.Event()
         self._replicas_changed = asyncio.Event()
         self.replicas: dict[str, dict[str, object]] = {}
@@ -63,10 +72,14 @@ class Presence:
         """This replica holds the node's session. The guard's mod_revision is the session's epoch."""
         return await self._registry.put(SESSIONS, node, self._replica.encode())
 
-    async def withdraw(self, node: str, guard: Guard) -> None:
-        """The session is over; a newer one, wherever it is, stays."""
+    async def standing(self, nodes: Collection[str]) -> set[str]:
+        """Those whose session, announced here, still stood at some time after this was called. Raises StoreError."""
+        return await self._registry.standing(SESSIONS, nodes)
+
+    async def withdraw(self, node: str, guard: Guard, *, silent_ms: int) -> None:
+        """The session is over, and nothing was heard of the node for so long; a newer one, wherever it is, stays."""
         try:
-            await self._registry.remove(SESSIONS, node, guard)
+            await self._registry.replace(SESSIONS, node, guard, _SILENT + b"%d" % silent_ms)
         except store_errors.StoreError as error:
             log.debug("could not withdraw; the lease will", node=node, why=str(error))
 
@@ -102,7 +115,7 @@ class Presence:
 
     # ---- listening
 
-    async def _follow(self, section: str, entries_are: Callable[[dict[str, bytes]], None]) -> None:
+    async def _follow(self, section: str, entries_are: Callable[[Entries], None]) -> None:
         while True:
             try:
                 async for entries in self._registry.follow(section):
@@ -111,7 +124,7 @@ class Presence:
                 log.debug("the registry is not followed now", section=section, why=str(error))
                 await asyncio.sleep(RETRY_DELAY_S)
 
-    def _replicas_are(self, entries: dict[str, bytes]) -> None:
+    def _replicas_are(self, entries: Entries) -> None:
         self.replicas = {id: json.loads(value) for id, value in entries.items()}
         self._replicas_changed.set()
 
@@ -120,13 +133,21 @@ class Presence:
         await self._replicas_changed.wait()
         self._replicas_changed.clear()
 
-    def _sessions_are(self, entries: dict[str, bytes]) -> None:
-        now_ms = self._clock.now_ms()
+    def _sessions_are(self, entries: Entries) -> None:
+        now_s = self._clock.monotonic_s()
+        connected = {node: value.decode() for node, value in entries.items() if not value.startswith(_SILENT)}
+        if not entries.unbroken:
+            self._listening_since_s = now_s
+            for node in [n for n in self._silent_since_s if entries.epochs.get(n, 0) != self._epochs.get(n)]:
+                del self._silent_since_s[node]
         for node in self._connected.keys() - entries.keys():
-            self._silent_since_ms[node] = now_ms
-        for node in entries:
-            self._silent_since_ms.pop(node, None)
-        self._connected = {node: value.decode() for node, value in entries.items()}
+            self._silent_since_s[node] = now_s
+        for node in entries.keys() - connected.keys():
+            if node in self._connected or node not in self._silent_since_s:
+                self._silent_since_s[node] = now_s - int(entries[node].removeprefix(_SILENT)) / 1000
+        for node in connected:
+            self._silent_since_s.pop(node, None)
+        self._connected, self._epochs = connected, entries.epochs
         self._changed.set()
 
     def holder(self, node: str) -> str:
@@ -136,7 +157,12 @@ class Presence:
     def contact(self, node: str) -> Contact:
         if node in self._connected:
             return Contact(connected=True)
-        return Contact(connected=False, silent_since_ms=self._silent_since_ms.get(node, self._listening_since_ms))
+        since_s = self._silent_since_s.get(node, self._listening_since_s)
+        return Contact(connected=False, silent_ms=int((self._clock.monotonic_s() - since_s) * 1000))
+
+    def still_silent(self, node: str) -> Guard:
+        """A commit with this guard fails when the node was heard of meanwhile, although nobody here knows it yet."""
+        return self._registry.guard(SESSIONS, node, self._epochs.get(node, 0))
 
     async def wait_for_change(self, *, timeout_s: float) -> None:
         try:

@@ -6,7 +6,7 @@ changed: what is computed goes into copies, and a copy is given again as long as
 changed, so that those who encode or compare it need not do it twice.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pwm import lifecycle
@@ -15,6 +15,7 @@ from pwm.api.v1.node_pb2 import CPU, GPU, Node
 from pwm.api.v1.resource_pb2 import Bind, Resource
 from pwm.api.v1.workload_pb2 import Container, Workload
 from pwm.controlplane.clock import Clock
+from pwm.controlplane.core.nodes import Contact, silence_said
 from pwm.controlplane.core.reconcile import reconcile
 from pwm.controlplane.core.scheduling.cluster import Cluster
 from pwm.controlplane.core.scheduling.explain import explain
@@ -31,10 +32,12 @@ OBSERVED_KINDS = frozenset({"GPU", "CPU", "Bind", "Event"})
 
 
 class Queries:
-    def __init__(self, *, view: View, cluster: Cluster, clock: Clock) -> None:
+    def __init__(self, *, view: View, cluster: Cluster, clock: Clock, contact: Callable[[str], Contact]) -> None:
+        """`contact`: whether a node is connected at this moment."""
         self._view = view
         self._cluster = cluster
         self._clock = clock
+        self._contact = contact
         self._workloads: dict[str, tuple[tuple[object, ...], Workload]] = {}
         self._nodes: dict[str, tuple[tuple[object, ...], Node]] = {}
         view.observe(self._forget)
@@ -80,7 +83,7 @@ class Queries:
         return explain(self._cluster, workload).reason
 
     def node(self, node: Node) -> Node:
-        """`node` with what its live containers hold."""
+        """`node` with what its live containers hold, and whether its agent is connected at this moment."""
         uid = node.metadata.uid
         live = self._live_on(node)
         used = Resources(
@@ -88,7 +91,8 @@ class Queries:
             memory_bytes=sum(c.spec.resources.memory_bytes for c in live),
             gpus=sum(len(c.spec.gpu_uuids) for c in live),
         )
-        key = (node, used.cpu_millis, used.memory_bytes, used.gpus, len(live))
+        silent = silence_said(node, self._contact(node.metadata.name))
+        key = (node, used.cpu_millis, used.memory_bytes, used.gpus, len(live), silent)
         cached = self._nodes.get(uid)
         if cached is not None and all(map(_same, cached[0], key)):
             return cached[1]
@@ -96,6 +100,9 @@ class Queries:
         shown.CopyFrom(node)
         shown.status.used.CopyFrom(used)
         shown.status.containers = len(live)
+        if silent:
+            shown.status.disconnected = True
+            shown.status.reason.CopyFrom(Reason(code=Reason.NODE_UNREACHABLE, message=silent))
         self._nodes[uid] = (key, shown)
         return shown
 

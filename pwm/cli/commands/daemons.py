@@ -14,6 +14,7 @@ from pwm.cli.invocation import Invocation
 from pwm.cli.settings import (
     CONFIG_OPTION,
     Setting,
+    duration,
     host_and_port,
     label,
     path,
@@ -35,9 +36,15 @@ CONTROLLER_SETTINGS = (
     Setting("replica", "Name of this replica; made up if there is none."),
     Setting("admin_token_file", "Where a new cluster's first admin token goes.", metavar="FILE", convert=path),
     Setting("node_token_file", "Where a new cluster's first node token goes.", metavar="FILE", convert=path),
+    Setting("node_grace", "Silence after which a node is NOT_READY; 15s.", metavar="TIME", convert=duration),
+    Setting("node_lost_after", "Silence after which a node is LOST; 2m.", metavar="TIME", convert=duration),
+    Setting(
+        "self_fence", "Time without contact after which an agent ends containers that may start elsewhere; 90s.",
+        metavar="TIME", convert=duration,
+    ),
     _LOG_LEVEL,
     _LOG_FORMAT,
-)
+)  # fmt: skip
 AGENT_SETTINGS = (
     Setting(
         "controllers", "Controllers' addresses for agents, tried in turn.", metavar="HOST:PORT", multiple=True,
@@ -73,9 +80,16 @@ def controller(invocation: Invocation, **given: Any) -> int:
     for name, field in (("http", "http"), ("agents", "agent")):
         if name in values:
             values[f"{field}_host"], values[f"{field}_port"] = split_address(values.pop(name))
+    for name in ("node_grace", "node_lost_after", "self_fence"):
+        if name in values:
+            values[f"{name}_ms"] = values.pop(name)
     if "log_format" in values:
         values["log_json"] = values.pop("log_format") == "json"
-    return app.main(ControllerConfig(**values))
+    try:
+        config = ControllerConfig(**values)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return app.main(config)
 
 
 def agent(invocation: Invocation, **given: Any) -> int:

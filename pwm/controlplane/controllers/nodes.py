@@ -1,32 +1,46 @@
-"""The zone leader's watch over nodes: ready, out of reach, in maintenance.
+"""The zone leader's watch over nodes: ready, out of reach, lost, in maintenance, and what their loss means.
 
 Liveness is not in the log: replicas announce the sessions they hold by leased keys. This loop compares
-what they announce with each node's phase and appends an event only when the phase or its reason changes.
+what they announce with each node's phase (`core.nodes`) and appends an event only when the phase or its reason
+changes. That a node is lost is appended on condition that nobody has heard of it in that very moment. Then
+its containers are given up, in commits of their own: as often as needed, for it can be seen from the log what
+is still to be done.
 """
 
 import structlog
 
 from pwm.api.v1.common_pb2 import Actor
+from pwm.api.v1.events_pb2 import ContainerReported
+from pwm.api.v1.node_pb2 import Node, NodeStatus
+from pwm.api.v1.workload_pb2 import Container, ContainerStatus, Workload
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import Commands
-from pwm.controlplane.core.decide import change, change_node_phase
-from pwm.controlplane.core.nodes import node_phase
+from pwm.controlplane.core.decide import Change, change, change_node_phase, report_container
+from pwm.controlplane.core.nodes import NodeTimes, Verdict, losses, verdicts
 from pwm.controlplane.errors import ApiError
 from pwm.controlplane.presence import Presence
+from pwm.controlplane.store import errors as store_errors
 from pwm.controlplane.store.commits import Guard
 from pwm.controlplane.view import View
+from pwm.lifecycle import Owner
 
 log = structlog.get_logger(__name__)
 
 ACTOR = Actor(type=Actor.CONTROLLER, name="nodes")
-# Silence after which a node counts as out of reach.
-NODE_GRACE_MS = 15_000
 BEAT_S = 1.0
 
 
 class NodeController:
     def __init__(
-        self, *, zone: str, view: View, commands: Commands, presence: Presence, clock: Clock, fence: Guard
+        self,
+        *,
+        zone: str,
+        view: View,
+        commands: Commands,
+        presence: Presence,
+        clock: Clock,
+        fence: Guard,
+        times: NodeTimes,
     ) -> None:
         self._zone = zone
         self._view = view
@@ -34,23 +48,69 @@ class NodeController:
         self._presence = presence
         self._clock = clock
         self._fence = fence
+        self._times = times
 
     async def run(self) -> None:
         """Until cancelled. Raises FenceLost when another replica leads."""
         while True:
-            changes = []
-            now_ms = self._clock.now_ms()
-            for node in self._view.all("Node"):
-                if (node.spec.zone or "default") != self._zone:
-                    continue
-                verdict = node_phase(
-                    node, self._presence.contact(node.metadata.name), now_ms=now_ms, grace_ms=NODE_GRACE_MS
-                )
-                if verdict is not None and (payloads := change_node_phase(node, *verdict)):
-                    changes.append(change(node, *payloads))
-            if changes:
-                try:
-                    await self._commands.run_in_parts(changes, actor=ACTOR, guards=(self._fence,))
-                except ApiError as error:
-                    log.warning("node phases wait", why=error.message)
-            await self._presence.wait_for_change(timeout_s=BEAT_S)
+            nodes = [node for node in self._view.all("Node") if (node.spec.zone or "default") == self._zone]
+            try:
+                await self._judge(nodes)
+                await self._give_up([node for node in nodes if node.status.phase == NodeStatus.LOST])
+            except ApiError as error:
+                log.warning("node phases wait", why=error.message)
+            await self._presence.wait_for_change(timeout_s=self._pause_s(nodes))
+
+    def _pause_s(self, nodes: list[Node]) -> float:
+        """Until the next beat, or until a silent node is due, whichever comes first."""
+        waits = [BEAT_S]
+        for node in nodes:
+            contact = self._presence.contact(node.metadata.name)
+            if not contact.connected:
+                due = (self._times.grace_ms - contact.silent_ms, self._times.lost_after_ms - contact.silent_ms)
+                waits += [ms / 1000 for ms in due if ms > 0]
+        return min(waits)
+
+    async def _judge(self, nodes: list[Node]) -> None:
+        changes: list[Change] = []
+        for verdict in verdicts([(n, self._presence.contact(n.metadata.name)) for n in nodes], self._times):
+            node, phase, reason = verdict
+            payloads = change_node_phase(node, phase, reason)
+            if payloads and phase == NodeStatus.LOST:
+                await self._lose(verdict)
+            elif payloads:
+                changes.append(change(node, *payloads))
+        if changes:
+            await self._commands.run_in_parts(changes, actor=ACTOR, guards=(self._fence,))
+
+    async def _lose(self, verdict: Verdict) -> None:
+        node, phase, reason = verdict
+        name, uid = node.metadata.name, node.metadata.uid
+
+        def decide() -> list[Change]:
+            now: Node | None = self._view.get("Node", uid)
+            return [] if now is None else [change(now, *change_node_phase(now, phase, reason))]
+
+        try:
+            await self._commands.run(decide, actor=ACTOR, guards=(self._fence, self._presence.still_silent(name)))
+        except store_errors.GuardFailed:
+            log.info("a node was heard of in time", node=name)
+        else:
+            log.warning("a node is lost", node=name, why=reason.message)
+
+    async def _give_up(self, lost: list[Node]) -> None:
+        changes: list[Change] = []
+        for node in lost:
+            found = losses(node, self._view.containers_on(node.metadata.name), self._workload)
+            changes += [_said_of(container, reported, node) for container, reported in found]
+        if changes:
+            await self._commands.run_in_parts(changes, actor=ACTOR, guards=(self._fence,))
+
+    def _workload(self, uid: str) -> Workload | None:
+        return self._view.get("Workload", uid)
+
+
+def _said_of(container: Container, reported: ContainerReported, node: Node) -> Change:
+    # That a container has failed is the agent's to say; here an admin has said it in its place.
+    owner = Owner.CONTROLLER if reported.phase == ContainerStatus.LOST else Owner.AGENT
+    return change(container, *report_container(container, reported, owner=owner), cause=node)

@@ -56,7 +56,6 @@ _NOT_YET: dict[str, tuple[tuple[str, str], ...]] = {
         ("spec.volumes", "volumes are not mounted, so the workload waits and does not start"),
         ("spec.idle", "idle workloads are not paused"),
         ("spec.notify", "nobody is notified"),
-        ("spec.onNodeLost", "a workload waits for its node"),
         ("spec.config.secretEnv", "there are no secrets, so no node takes the workload"),
     ),
     "Storage": (("spec", "nothing is stored there"),),

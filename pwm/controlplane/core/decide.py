@@ -157,8 +157,8 @@ def restart_workload(workload: Workload, containers: Iterable[Container]) -> tup
 
 
 def delete_workload(workload: Workload, containers: Iterable[Container]) -> tuple[Payload, ...]:
-    """A workload without a live container ends at once; another is stopped first."""
-    if all(c.status.phase in lifecycle.ENDED for c in containers):
+    """A workload without a live container ends at once; another is stopped first. Lost containers outlive it."""
+    if all(c.status.phase in lifecycle.GIVEN_UP for c in containers):
         return (ev.Removed(reason=Reason(code=Reason.DELETED_BY_USER)),)
     if workload.status.desired == WorkloadStatus.DELETE:
         return ()
@@ -214,7 +214,7 @@ def _says_more(status: ContainerStatus, reported: ev.ContainerReported) -> bool:
 
 
 def request_stop(container: Container, reason: Reason) -> tuple[Payload, ...]:
-    if container.status.HasField("stop_requested") or container.status.phase in lifecycle.ENDED:
+    if container.status.HasField("stop_requested") or container.status.phase in lifecycle.GIVEN_UP:
         return ()
     return (ev.ContainerStopRequested(reason=reason),)
 
@@ -233,6 +233,12 @@ def change_node_phase(node: Node, phase: NodeStatus.Phase.ValueType, reason: Rea
     if node.status.phase == phase and node.status.reason == reason:
         return ()
     return (ev.NodePhaseChanged(phase=phase, reason=reason),)
+
+
+def confirm_dead(node: Node) -> tuple[Payload, ...]:
+    """The machine runs nothing any more. Whether its agent is connected is for the caller to know."""
+    said = "an admin has confirmed that the machine is dead"
+    return change_node_phase(node, NodeStatus.LOST, Reason(code=Reason.NODE_CONFIRMED_DEAD, message=said))
 
 
 # ---- everything else that is applied

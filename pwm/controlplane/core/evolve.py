@@ -149,6 +149,8 @@ def _container_reported(state: Any, event: ev.Event) -> None:
     if report.phase != status.phase:
         status.phase = report.phase
         status.since.CopyFrom(event.time)
+        if report.phase == ContainerStatus.LOST:
+            status.lost_at.CopyFrom(event.time)
     if report.HasField("reason"):
         status.reason.CopyFrom(report.reason)
     if report.HasField("started_at"):

@@ -8,6 +8,11 @@ answer, so it may run after every change and after any loss of memory.
 A *run* begins with the attempt number `first_attempt`; `restart`, a changed spec and `apply` after a stop
 begin a new one. Containers of an earlier run are superseded. They are replaced one replica at a time, the
 next only once the successor runs, so that a broken spec takes down one replica and not all.
+
+A LOST container counts as ended for its replica, which gets the next attempt at once: losing its node is not
+the workload's failure. For the node it does not: it holds what it has there, and its record stays, even when
+its workload is deleted, until it is known to have ended. Whether containers of a lost node are LOST is decided
+in `core.nodes`.
 """
 
 from collections import defaultdict
@@ -28,6 +33,8 @@ RETRY_RESET_AFTER_MS = 600_000
 DEFAULT_MAX_ATTEMPTS = 6
 # Ended attempts kept per replica, for `logs --previous` and `why`.
 KEPT_ATTEMPTS = 3
+# Why a container ended that had to give way because its node was out of reach.
+_OUT_OF_REACH = frozenset({Reason.SELF_FENCED, Reason.NODE_UNREACHABLE, Reason.NODE_CONFIRMED_DEAD})
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +99,7 @@ def _run(gap: Gap, workload: Workload, by_replica: dict[int, list[Container]], n
     unsettled = False
     for replica in range(count):
         attempts = by_replica.get(replica, [])
-        live = [c for c in attempts if not _ended(c)]
+        live = [c for c in attempts if not _given_up(c)]
         if live:
             for container in live:
                 if container.spec.attempt < first:
@@ -130,6 +137,9 @@ def _vacancy(
         since = workload.status.desired_at.ToMilliseconds() or workload.metadata.created_at.ToMilliseconds()
         return Vacancy(replica, max(attempt, 1), not_before_ms=0, since_ms=since)
     ended_ms = run[-1].status.since.ToMilliseconds()
+    if lost_its_node(run[-1]):
+        failures = run[-1].spec.failures_before
+        return Vacancy(replica, attempt, not_before_ms=0, since_ms=ended_ms, failures=failures)
     if started_over(run[-1]):
         return Vacancy(replica, attempt, not_before_ms=0, since_ms=ended_ms)
     if settled_end(workload, run):
@@ -139,8 +149,26 @@ def _vacancy(
     return Vacancy(replica, attempt, not_before_ms=ended_ms + delay, since_ms=ended_ms, failures=failures)
 
 
+def lost_its_node(container: Container) -> bool:
+    """It is lost, or ended because its node was out of reach: neither by itself nor by anybody's wish.
+
+    One that ended by itself while its node was out of reach has ended like any other, if it is still the newest.
+    """
+    status = container.status
+    if status.stop_requested.code == Reason.TIME_LIMIT:
+        return False
+    if status.phase == ContainerStatus.LOST:
+        return True
+    return status.reason.code in _OUT_OF_REACH or (
+        # The machine was started anew while it was out of reach.
+        status.HasField("lost_at") and status.reason.code == Reason.CONTAINER_DISAPPEARED
+    )
+
+
 def started_over(container: Container) -> bool:
     """It ended because PWM stopped it for a reason that the workload has outlived, such as scaling down."""
+    if lost_its_node(container):
+        return True
     return container.status.HasField("stop_requested") and container.status.stop_requested.code in (
         Reason.SCALED_DOWN,
         Reason.REPLACED,
@@ -211,16 +239,20 @@ def _end(gap: Gap, by_replica: dict[int, list[Container]], reason: Reason) -> No
 
 
 def _stop(gap: Gap, container: Container, reason: Reason) -> None:
-    if not _ended(container) and not container.status.HasField("stop_requested"):
+    if not _given_up(container) and not container.status.HasField("stop_requested"):
         gap.stops.append((container, reason))
 
 
 def _any_live(by_replica: dict[int, list[Container]]) -> bool:
-    return any(not _ended(c) for attempts in by_replica.values() for c in attempts)
+    return any(not _given_up(c) for attempts in by_replica.values() for c in attempts)
 
 
 def _ended(container: Container) -> bool:
     return container.status.phase in lifecycle.ENDED
+
+
+def _given_up(container: Container) -> bool:
+    return container.status.phase in lifecycle.GIVEN_UP
 
 
 def _stopped_by(workload: Workload) -> str:

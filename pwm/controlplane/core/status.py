@@ -8,8 +8,9 @@ Each replica is in one `Situation`, given by its newest container of the run:
 
     newest container                                           situation
     none, or ended because PWM stopped it to start it anew     WAITING
+    lost, or ended because its node was out of reach           WAITING
     none, but one of an earlier run is still alive             REPLACING
-    alive, but lost or on a node that is out of reach          UNREACHABLE
+    alive, but on a node that is out of reach                  UNREACHABLE
     alive, and told to stop or exiting                         STOPPING
     assigned / pulling / creating / running                    ASSIGNED / PULLING / LAUNCHING / RUNNING
     ended, and the restart policy has a further attempt        BACKING_OFF
@@ -123,7 +124,7 @@ def workload_status(
     """
     everything = list(containers)
     states = replica_states(workload, everything, nodes_unreachable=nodes_unreachable)
-    alive = [c for c in everything if c.status.phase in lifecycle.LIVE]
+    alive = [c for c in everything if c.status.phase not in lifecycle.GIVEN_UP]
     status = WorkloadStatus()
     status.CopyFrom(workload.status)
     status.replicas = replica_count(workload.spec)
@@ -162,7 +163,7 @@ def _replica_state(
     first = workload.status.first_attempt
     run = [c for c in containers if c.spec.attempt >= first]
     if not run:
-        old = next((c for c in containers if c.status.phase in lifecycle.LIVE), None)
+        old = next((c for c in containers if c.status.phase not in lifecycle.GIVEN_UP), None)
         return ReplicaState(replica, S.REPLACING if old is not None else S.WAITING, old, 0)
     if len(run) > 1:
         run.sort(key=lambda c: c.spec.attempt)
@@ -175,8 +176,8 @@ def _situation(
     workload: Workload, run: Sequence[Container], newest: Container, nodes_unreachable: Collection[str]
 ) -> Situation:
     status = newest.status
-    if status.phase in lifecycle.LIVE:
-        if status.phase == ContainerStatus.LOST or (nodes_unreachable and newest.spec.node in nodes_unreachable):
+    if status.phase not in lifecycle.GIVEN_UP:
+        if nodes_unreachable and newest.spec.node in nodes_unreachable:
             return S.UNREACHABLE
         return S.STOPPING if status.HasField("stop_requested") else _BY_PHASE[status.phase]
     if reconcile.started_over(newest):
@@ -236,7 +237,7 @@ def _ending(
     status.by.CopyFrom(workload.status.desired_by)
     status.since.CopyFrom(_asked_at(workload))
     status.phase = _ENDINGS[desired][0 if alive else 1]
-    away = [c for c in alive if c.status.phase == ContainerStatus.LOST or c.spec.node in nodes_unreachable]
+    away = [c for c in alive if c.spec.node in nodes_unreachable]
     if away:
         status.reason.CopyFrom(_out_of_reach(away))
     if not alive:
@@ -285,7 +286,9 @@ def _reason(workload: Workload, states: Sequence[ReplicaState], waiting: Reason 
     prefix = f"replica {first.replica} " if several else ""
     match first.situation:
         case S.WAITING:
-            return waiting or Reason(code=Reason.WAITING_FOR_SCHEDULER, message="waiting to be placed")
+            lost = container is not None and container.status.phase == ContainerStatus.LOST
+            said = f"{prefix}was lost with node {container.spec.node}, " if container is not None and lost else ""
+            return waiting or Reason(code=Reason.WAITING_FOR_SCHEDULER, message=f"{said}waiting to be placed")
         case S.UNREACHABLE:
             return _out_of_reach([state.container for state in states if state.container is not None])
         case S.DONE:

@@ -6,7 +6,7 @@ refused by the store itself.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Protocol
 
@@ -21,7 +21,9 @@ from pwm.controlplane.agentlink import AgentInfo, AgentUnreachable
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import Commands
 from pwm.controlplane.core.decide import Change, join_node
+from pwm.controlplane.core.nodes import NodeTimes
 from pwm.controlplane.dispatcher import session as sessions
+from pwm.controlplane.dispatcher.heartbeats import Heartbeats
 from pwm.controlplane.dispatcher.relay import AgentStream, Relays
 from pwm.controlplane.dispatcher.reports import ReportIntake
 from pwm.controlplane.errors import ApiError
@@ -31,11 +33,8 @@ from pwm.controlplane.view import View, ViewChange
 
 log = structlog.get_logger(__name__)
 
-# Heartbeats while nobody watches, and while somebody does.
-HEARTBEAT_MS = 5_000
+# How often usage is sent while somebody watches.
 WATCHED_HEARTBEAT_MS = 1_000
-# A session without a word for three heartbeats is over; the agent dials again.
-SESSION_SILENCE_S = 15.0
 
 
 class NodePresence(Protocol):
@@ -45,7 +44,11 @@ class NodePresence(Protocol):
         """Say that this replica holds the node's session. The guard's mod_revision is the epoch."""
         ...
 
-    async def withdraw(self, node: str, guard: Guard) -> None: ...
+    async def withdraw(self, node: str, guard: Guard, *, silent_ms: int) -> None: ...
+
+    async def standing(self, nodes: Collection[str]) -> Collection[str]:
+        """Those whose session, announced here, still stood at some time after this was called."""
+        ...
 
 
 class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
@@ -58,6 +61,7 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
         clock: Clock,
         presence: NodePresence,
         authenticate: Callable[[str], Awaitable[str | None]],
+        times: NodeTimes,
     ) -> None:
         """`authenticate` maps a node token to the node it is good for ("" = any); None: not a node's token."""
         self._replica = replica
@@ -68,8 +72,14 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
         self._authenticate = authenticate
         self._sessions: dict[str, sessions.Session] = {}
         self._relays = Relays()
+        self._times = times
+        self._heartbeats = Heartbeats(standing=presence.standing, self_fence_ms=times.self_fence_ms, clock=clock)
         self._usage_watchers = 0
         view.observe(self._view_changed)
+
+    async def run(self) -> None:
+        """Acknowledge heartbeats, until cancelled."""
+        await self._heartbeats.run()
 
     # ---- the rpcs
 
@@ -134,7 +144,7 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
             session.acknowledge(sequence)
 
         intake = ReportIntake(node=node, guard=guard, view=self._view, commands=self._commands, acknowledge=acknowledge)
-        why = "the agent hung up"
+        why, silent_ms = "the agent hung up", 0
         try:
             await context.write(SessionResponse(welcome=Welcome(epoch=session.epoch, configure=self._configure())))
             await context.write(session.full(self._view.containers_on(node)))
@@ -148,6 +158,9 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in tasks:
                     task.cancel()
+        except* _Silent as group_error:
+            silent_ms = self._times.session_silence_ms
+            why = str(group_error.exceptions[0])
         except* _Superseded as group_error:
             why = str(group_error.exceptions[0])
         except* store_errors.GuardFailed:
@@ -158,15 +171,16 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
             log.info("agent disconnected", node=node, epoch=session.epoch, why=why)
             if self._sessions.get(node) is session:
                 del self._sessions[node]
-            await asyncio.shield(self._presence.withdraw(node, guard))
+            await asyncio.shield(self._presence.withdraw(node, guard, silent_ms=silent_ms))
 
     async def _receive(self, session: sessions.Session, intake: ReportIntake, context: Any) -> None:
         while True:
+            silence_s = self._times.session_silence_ms / 1000
             try:
-                async with asyncio.timeout(SESSION_SILENCE_S):
+                async with asyncio.timeout(silence_s):
                     message = await context.read()
             except TimeoutError:
-                raise _Superseded(f"silent for {SESSION_SILENCE_S:.0f} s") from None
+                raise _Silent(f"silent for {silence_s:g} s") from None
             if message is grpc.aio.EOF:
                 return
             session.last_heard_ms = self._clock.now_ms()
@@ -175,6 +189,7 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
                     intake.offer(message.reports.reports)
                 case "heartbeat":
                     session.usage = message.heartbeat.usage
+                    self._heartbeats.came(session, message.heartbeat.number)
                 case "inventory":
                     await self._join(session.node, message.inventory)
 
@@ -246,7 +261,13 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
         ]
 
     def _configure(self) -> Configure:
-        return Configure(heartbeat_ms=WATCHED_HEARTBEAT_MS if self._usage_watchers else HEARTBEAT_MS)
+        times = self._times
+        usual_ms = times.heartbeat_ms
+        return Configure(
+            heartbeat_ms=min(usual_ms, WATCHED_HEARTBEAT_MS) if self._usage_watchers else usual_ms,
+            self_fence_ms=times.self_fence_ms,
+            lost_after_ms=times.lost_after_ms,
+        )
 
     def _reconfigure(self) -> None:
         for session in self._sessions.values():
@@ -255,3 +276,7 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
 
 class _Superseded(Exception):
     """The session is over; the message says why."""
+
+
+class _Silent(Exception):
+    """Nothing came for so long that the session is over."""

@@ -12,6 +12,7 @@ from pwm.api.v1.agent_pb2 import (
     Assignment,
     Assignments,
     Configure,
+    Heard,
     NodeUsage,
     OpenStream,
     ReportsAcknowledged,
@@ -29,6 +30,8 @@ class Session:
         self.epoch = epoch
         self.agent_version = agent_version
         self.last_heard_ms = now_ms
+        # When a heartbeat was last acknowledged, on the clock of elapsed time.
+        self.acknowledged_s = float("-inf")
         self.usage: NodeUsage | None = None
         self.superseded = asyncio.Event()
         self._known: dict[str, Assignment] = {}
@@ -46,6 +49,11 @@ class Session:
 
     def acknowledge(self, sequence: int) -> None:
         self._send(SessionResponse(acknowledged=ReportsAcknowledged(up_to_sequence=sequence)))
+
+    def heard(self, number: int, *, now_s: float) -> None:
+        """The heartbeat of this number is acknowledged."""
+        self.acknowledged_s = now_s
+        self._send(SessionResponse(heard=Heard(number=number)))
 
     def open(self, request: OpenStream) -> None:
         self._send(SessionResponse(open=request))

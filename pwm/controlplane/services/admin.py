@@ -1,5 +1,8 @@
-"""What admins ask of the control plane itself: status, proof, drills, credentials for agents."""
+"""What admins ask of the control plane itself: status, proof, drills, word on dead nodes, agents' credentials."""
 
+import grpc
+
+from pwm import lifecycle
 from pwm.api.v1 import services_pb2 as api
 from pwm.api.v1.events_pb2 import TokenIssued
 from pwm.api.v1.identity_pb2 import TokenSpec
@@ -8,8 +11,9 @@ from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import Commands, timestamp
 from pwm.controlplane.context import CallContext
 from pwm.controlplane.core.authz import ALL
-from pwm.controlplane.core.decide import Change
-from pwm.controlplane.errors import unavailable
+from pwm.controlplane.core.decide import Change, change, confirm_dead
+from pwm.controlplane.errors import ApiError, not_found, unavailable
+from pwm.controlplane.presence import Presence
 from pwm.controlplane.services.cluster_status import ClusterStatus
 from pwm.controlplane.services.drill import Drill
 from pwm.controlplane.store import errors as store_errors
@@ -26,6 +30,7 @@ class AdminService:
         store: EventStore,
         commands: Commands,
         clock: Clock,
+        presence: Presence,
         status: ClusterStatus,
         drill: Drill,
     ) -> None:
@@ -33,6 +38,7 @@ class AdminService:
         self._store = store
         self._commands = commands
         self._clock = clock
+        self._presence = presence
         self._status = status
         self._drill = drill
 
@@ -48,6 +54,29 @@ class AdminService:
         except store_errors.StoreError as error:
             raise unavailable(f"the log cannot be read now: {error}") from error
 
+    async def ConfirmDead(self, request: api.ConfirmDeadRequest, context: CallContext) -> api.ConfirmDeadResponse:
+        """Only says so in the log; the zone's leader does to the containers what follows."""
+        name = request.node
+        containers: list[str] = []
+
+        def decide() -> list[Change]:
+            node = self._view.by_name("Node", name)
+            if node is None:
+                raise not_found(f"there is no Node {name}", next_step="pwm get nodes lists what there is")
+            alive = [c for c in self._view.containers_on(name) if c.status.phase not in lifecycle.ENDED]
+            containers[:] = sorted(f"{c.metadata.group}/{c.metadata.name}" for c in alive)
+            return [change(node, *confirm_dead(node))]
+
+        if self._presence.contact(name).connected:
+            raise _is_alive(name)
+        try:
+            outcome = await self._commands.run(
+                decide, actor=context.principal.actor, guards=(self._presence.still_silent(name),)
+            )
+        except store_errors.GuardFailed as error:
+            raise _is_alive(name) from error
+        return api.ConfirmDeadResponse(revision=outcome.revision, containers=containers)
+
     async def CreateNodeToken(
         self, request: api.CreateNodeTokenRequest, context: CallContext
     ) -> api.CreateNodeTokenResponse:
@@ -60,3 +89,11 @@ class AdminService:
             lambda: [Change("Token", uid, uid, "", None, (TokenIssued(spec=spec),))], actor=context.principal.actor
         )
         return api.CreateNodeTokenResponse(token=token)
+
+
+def _is_alive(node: str) -> ApiError:
+    return ApiError(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        f"node {node} is not dead: its agent is connected",
+        next_step=f"stop the agent or the machine first, if it has to go; pwm describe node {node} shows its state",
+    )

@@ -167,9 +167,10 @@ def _container_wide(item: Container, now_s: int) -> Cells:
 def _node(item: Node, now_s: int) -> Cells:
     status = item.status
     inventory, used = status.inventory, status.used
+    phase = _NODE_PHASE.get(status.phase, "NOT_READY")
     return (
         item.metadata.name,
-        _NODE_PHASE.get(status.phase, "NOT_READY"),
+        f"{phase} (disconnected)" if status.disconnected else phase,
         _share(str(used.gpus), str(len(inventory.gpus))) if inventory.gpus else NONE,
         _share(quantity.format_cpu(used.cpu_millis), str(inventory.cpu_count)),
         _share(_size(used.memory_bytes).replace(NONE, "0"), _size(inventory.memory_bytes)),

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from pwm import lifecycle
 from pwm.api.v1 import events_pb2 as ev
 from pwm.api.v1 import services_pb2 as api
 from pwm.api.v1.common_pb2 import Reason
@@ -204,7 +205,7 @@ class ResourceService:
             users = [
                 f"Container {c.metadata.group}/{c.metadata.name}"
                 for c in self._view.containers_on(name)
-                if c.status.phase < c.status.EXITED
+                if c.status.phase in lifecycle.LIVE
             ]
         elif kind == "Storage":
             users = [

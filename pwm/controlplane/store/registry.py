@@ -10,7 +10,7 @@ too long) its entries are gone for good: `lost` returns, and whoever put them pu
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import aclosing
 from types import TracebackType
 
@@ -33,6 +33,19 @@ RETRY_PAUSE_S = 0.1
 log = structlog.get_logger(__name__)
 
 
+class Entries(dict[str, bytes]):
+    """Everybody in a section at one moment, by id.
+
+    `epochs` are the revisions that the entries were put at. `unbroken`: since the answer before this one, each entry
+    has changed once at most; else (at first, and after a gap) there is no telling what has come and gone meanwhile.
+    """
+
+    def __init__(self, values: Mapping[str, bytes], *, epochs: Mapping[str, int], unbroken: bool) -> None:
+        super().__init__(values)
+        self.epochs = dict(epochs)
+        self.unbroken = unbroken
+
+
 class Registry:
     """One replica's entries, and its sight of everybody's. `close` removes its own at once."""
 
@@ -42,6 +55,10 @@ class Registry:
         self._lease_s = lease_s
         self._lease: Lease | None = None
         self._leasing = asyncio.Lock()
+        # The lease that each of the own entries hangs on.
+        self._hung_on: dict[bytes, int] = {}
+        # The replica's own one, which nobody else ever replaces.
+        self._witness = b""
 
     async def __aenter__(self) -> "Registry":
         return self
@@ -69,7 +86,40 @@ class Registry:
                     raise
                 await asyncio.sleep(RETRY_PAUSE_S)  # once more is harmless: the epoch only grows
             else:
+                self._hung_on[key] = lease.id
+                if section == REPLICAS:
+                    self._witness = key
                 return Guard(key, mod_revision=result.revision)
+
+    async def replace(self, section: str, id: str, guard: Guard, value: bytes) -> None:
+        """Puts another value in the place of the entry that `put` answered with this guard, unless it is gone."""
+        assert guard.mod_revision is not None
+        key = self._keys.presence(section, id)
+        lease_id = self._hung_on.get(key)
+        if lease_id is not None:
+            await self._kv.txn([Compare(key, Target.MOD, guard.mod_revision)], [Put(key, value, lease_id)])
+
+    def guard(self, section: str, id: str, epoch: int) -> Guard:
+        """The entry is the one that was put at this epoch; 0: there is none."""
+        return Guard(self._keys.presence(section, id), mod_revision=epoch)
+
+    async def standing(self, section: str, ids: Collection[str]) -> set[str]:
+        """Those of the own entries that still stood, or were replaced by others, at some time after this was called.
+
+        It asks the store, whatever the local clock says: a replica that was stopped for a while, or whose lease was
+        revoked, does not know it yet. None stand before this replica's own entry does. Raises Unavailable.
+        """
+        lease, witness = self._lease, self._witness
+        if lease is None or self._hung_on.get(witness) != lease.id:
+            return set()
+        held = {id for id in ids if self._hung_on.get(self._keys.presence(section, id)) == lease.id}
+        if held:
+            # A read that etcd's majority answers for; renewing the lease is none, an etcd leader that was just deposed
+            # may still do that.
+            page = await self._kv.range(witness)
+            if [kv.lease for kv in page.kvs] != [lease.id]:
+                return set()
+        return held
 
     async def remove(self, section: str, id: str, guard: Guard) -> None:
         """Removes the entry that `put` answered with this guard; a newer one stays."""
@@ -84,42 +134,51 @@ class Registry:
 
     async def entries(self, section: str) -> dict[str, bytes]:
         """Everybody in the section now."""
-        entries, _ = await self._snapshot(section)
+        entries, _, _ = await self._snapshot(section)
         return entries
 
-    async def follow(self, section: str) -> AsyncGenerator[dict[str, bytes], None]:
-        """The section now, and again after every change, for ever. Each answer is a fresh, complete dict."""
+    async def follow(self, section: str) -> AsyncGenerator[Entries, None]:
+        """The section now, and again after every change, for ever. Each answer is fresh and complete."""
         prefix = self._keys.presence(section)
         while True:
             try:
-                known, revision = await self._snapshot(section)
-                yield dict(known)
+                known, epochs, revision = await self._snapshot(section)
+                yield Entries(known, epochs=epochs, unbroken=False)
                 watch = self._kv.watch(prefix, prefix_end(prefix), start_revision=revision + 1)
                 async with aclosing(watch) as batches:
                     async for batch in batches:
+                        changed: set[str] = set()
                         for event in batch.events:
                             id = event.kv.key[len(prefix) :].decode()
+                            if id in changed:
+                                # What came and went within a batch is seen, too.
+                                yield Entries(known, epochs=epochs, unbroken=True)
+                                changed.clear()
+                            changed.add(id)
                             if event.deleted:
                                 known.pop(id, None)
+                                epochs.pop(id, None)
                             else:
-                                known[id] = event.kv.value
-                        if batch.events:
-                            yield dict(known)
+                                known[id], epochs[id] = event.kv.value, event.kv.mod_revision
+                        if changed:
+                            yield Entries(known, epochs=epochs, unbroken=True)
             except errors.Compacted:
                 continue  # quiet for so long that its place in history is gone: look at everything again
             except errors.Unavailable as error:
                 log.debug("the registry cannot be read now", section=section, error=str(error))
                 await asyncio.sleep(RETRY_PAUSE_S)
 
-    async def _snapshot(self, section: str) -> tuple[dict[str, bytes], int]:
+    async def _snapshot(self, section: str) -> tuple[dict[str, bytes], dict[str, int], int]:
         prefix = self._keys.presence(section)
         entries: dict[str, bytes] = {}
+        epochs: dict[str, int] = {}
         revision = 0
         async with aclosing(self._kv.pages(prefix)) as pages:
             async for page in pages:
                 revision = page.revision
                 entries.update((kv.key[len(prefix) :].decode(), kv.value) for kv in page.kvs)
-        return entries, revision
+                epochs.update((kv.key[len(prefix) :].decode(), kv.mod_revision) for kv in page.kvs)
+        return entries, epochs, revision
 
     async def _current_lease(self) -> Lease:
         async with self._leasing:

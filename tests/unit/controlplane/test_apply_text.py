@@ -19,6 +19,7 @@ from pwm.api.v1 import services_pb2 as api
 from pwm.controlplane.auth import Authorizer, Principal
 from pwm.controlplane.bootstrap import ADMIN, Bootstrap
 from pwm.controlplane.clock import Clock
+from pwm.controlplane.core.nodes import Contact
 from pwm.controlplane.core.scheduling.cluster import Cluster
 from pwm.controlplane.errors import ApiError
 from pwm.controlplane.gateway import Gateway, HealthReport
@@ -70,7 +71,7 @@ async def server(plane: Plane) -> AsyncIterator[Server]:
     applier = Applier(view=plane.view, commands=plane.commands, cluster=cluster, authorizer=authorizer, clock=clock)
     resources = ResourceService(
         view=plane.view,
-        queries=Queries(view=plane.view, cluster=cluster, clock=clock),
+        queries=Queries(view=plane.view, cluster=cluster, clock=clock, contact=lambda node: Contact(connected=True)),
         commands=plane.commands,
         applier=applier,
         authorizer=authorizer,

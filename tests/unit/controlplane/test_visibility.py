@@ -11,6 +11,7 @@ from pwm.controlplane.auth import Authorizer, Principal
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.context import CallContext
 from pwm.controlplane.core.decide import Change
+from pwm.controlplane.core.nodes import Contact
 from pwm.controlplane.core.scheduling.cluster import Cluster
 from pwm.controlplane.queries import Queries
 from pwm.controlplane.services.events import EventService
@@ -41,7 +42,7 @@ def resources(plane: Plane) -> ResourceService:
     clock = Clock()
     return ResourceService(
         view=plane.view,
-        queries=Queries(view=plane.view, cluster=Cluster(), clock=clock),
+        queries=Queries(view=plane.view, cluster=Cluster(), clock=clock, contact=lambda node: Contact(connected=True)),
         commands=plane.commands,
         applier=unused,
         authorizer=Authorizer(plane.view),

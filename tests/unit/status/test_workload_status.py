@@ -77,6 +77,7 @@ def status(
 
 
 EXITED, FAILED, LOST, RUNNING = C.EXITED, C.FAILED, C.LOST, C.RUNNING
+AWAY = "away"
 NO_GPU = Reason(code=Reason.NO_GPU_FREE, message="no GPU is free")
 ended = container(EXITED, exit_code=0)
 
@@ -87,7 +88,9 @@ ROWS: list[tuple[str, Workload, list[Container], WorkloadStatus.Phase.ValueType,
     ("creating", workload(), [container(C.CREATING)], W.LAUNCHING, Reason.NONE),
     ("running", workload(), [container(RUNNING)], W.RUNNING, Reason.NONE),
     ("exiting by itself", workload(), [container(C.EXITING)], W.STOPPING, Reason.NONE),
-    ("lost", workload(), [container(LOST)], W.UNKNOWN, Reason.NODE_UNREACHABLE),
+    ("lost, before its successor", workload(), [container(LOST)], W.QUEUED, Reason.WAITING_FOR_SCHEDULER),
+    ("out of reach", workload(), [container(RUNNING, node=AWAY)], W.UNKNOWN, Reason.NODE_UNREACHABLE),
+    ("lost, with its successor", workload(), [container(LOST), container(RUNNING, attempt=2)], W.RUNNING, Reason.NONE),
     ("ended with 0", workload(), [ended], W.EXITED, Reason.COMPLETED),
     ("ended with 3", workload(), [container(EXITED, exit_code=3)], W.CRASHED, Reason.EXIT_CODE),
     ("failed with 3", workload(), [container(FAILED, exit_code=3)], W.CRASHED, Reason.EXIT_CODE),
@@ -160,7 +163,7 @@ ROWS: list[tuple[str, Workload, list[Container], WorkloadStatus.Phase.ValueType,
     ("paused", workload(desired=W.PAUSE), [ended], W.PAUSED, Reason.STOPPED_BY_USER),
     ("deleting", workload(desired=W.DELETE), [container(RUNNING)], W.STOPPING, Reason.DELETED_BY_USER),
     ("deleted", workload(desired=W.DELETE), [ended], W.DELETED, Reason.DELETED_BY_USER),
-    ("stopping, but out of reach", workload(desired=W.STOP), [container(LOST)], W.STOPPING, Reason.NODE_UNREACHABLE),
+    ("stopped, and lost", workload(desired=W.STOP), [container(LOST)], W.STOPPED, Reason.STOPPED_BY_USER),
 ]  # fmt: skip
 
 
@@ -171,7 +174,7 @@ def test_the_phase_follows_from_the_containers(
     phase: WorkloadStatus.Phase.ValueType,
     reason: Reason.Code.ValueType,
 ) -> None:
-    found = status(of, *containers)
+    found = status(of, *containers, unreachable=[AWAY])
     assert W.Phase.Name(found.phase) == W.Phase.Name(phase)
     assert Reason.Code.Name(found.reason.code) == Reason.Code.Name(reason)
     assert found.since.seconds > 0
@@ -189,7 +192,7 @@ def test_the_table_of_the_tests_reaches_every_situation() -> None:
     reached = {
         state.situation
         for _, of, containers, *_ in ROWS
-        for state in replica_states(of, containers, nodes_unreachable=())
+        for state in replica_states(of, containers, nodes_unreachable=[AWAY])
     }
     assert reached == set(Situation)
 
@@ -216,6 +219,11 @@ def test_a_container_on_a_node_out_of_reach_may_still_run() -> None:
 
 def test_an_ended_container_does_not_care_for_its_node() -> None:
     assert status(workload(), ended, unreachable=["n1"]).phase == W.EXITED
+
+
+def test_a_workload_that_is_stopped_while_out_of_reach_is_not_called_stopped() -> None:
+    found = status(workload(desired=W.STOP), container(RUNNING, node="far"), unreachable=["far"])
+    assert (found.phase, found.reason.code) == (W.STOPPING, Reason.NODE_UNREACHABLE)
 
 
 @pytest.mark.parametrize(

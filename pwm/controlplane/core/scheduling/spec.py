@@ -40,6 +40,7 @@ def container_spec(workload: Workload, placement: Placement, *, revision: int) -
         decided_at_revision=revision,
         policy_version=POLICY_VERSION,
         failures_before=placement.waiting.failures,
+        on_node_lost=spec.on_node_lost,
     )
     _copy_config(config, container)
     return container
