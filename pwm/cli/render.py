@@ -42,7 +42,8 @@ _COLOUR_OF = (
     )
 )
 # A status stands alone in its column: at an edge of the line, or two spaces from its neighbours.
-_STATUS = re.compile(rf"(?:(?<=  )|^)({'|'.join(_COLOUR_OF)})(?=  | *$)", re.MULTILINE | re.IGNORECASE)
+# Compiled when a table is coloured: that takes longer than most answers.
+_STATUS = rf"(?:(?<=  )|^)({'|'.join(_COLOUR_OF)})(?=  | *$)"
 _CONTROL = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
 
@@ -53,7 +54,10 @@ def status_word(word: str, *, colour: bool) -> str:
 
 def coloured_table(text: str, *, header: bool = True) -> str:
     """A table for a terminal: bold header, coloured statuses, nothing that would steer the terminal."""
-    text = _STATUS.sub(lambda match: f"{_COLOUR_OF[match[1].upper()]}{match[1]}{PLAIN}", harmless(text))
+    flags = re.MULTILINE | re.IGNORECASE
+    text = re.sub(
+        _STATUS, lambda match: f"{_COLOUR_OF[match[1].upper()]}{match[1]}{PLAIN}", harmless(text), flags=flags
+    )
     if not header:
         return text
     first, newline, rest = text.partition("\n")
