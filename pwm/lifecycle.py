@@ -13,6 +13,7 @@ the table is wrong, and the report is dropped. An admin who confirms that a node
 from enum import Enum
 
 from pwm.api.v1.workload_pb2 import ContainerStatus
+from pwm.enums import value_name
 
 Phase = ContainerStatus.Phase
 P = ContainerStatus
@@ -53,4 +54,4 @@ def may_move(before: Phase.ValueType, after: Phase.ValueType, *, owner: Owner) -
 
 def phase_word(phase: Phase.ValueType) -> str:
     """The phase as people read it: `running`."""
-    return Phase.Name(phase).lower()
+    return value_name(Phase.Name, phase).lower()

@@ -46,6 +46,7 @@ from pwm.api.v1.common_pb2 import Actor, Reason
 from pwm.api.v1.workload_pb2 import Config, Container, ContainerStatus, Workload, WorkloadStatus
 from pwm.controlplane.core import reconcile
 from pwm.controlplane.core.decide import replica_count
+from pwm.enums import value_name
 
 
 class Situation(Enum):
@@ -339,7 +340,7 @@ def ending(container: Container) -> Reason:
         size = f" (limit {quantity.format_bytes(limit)})" if limit else ""
         return Reason(code=Reason.MEMORY_LIMIT, message=f"exited with code {code}: out of memory{size}")
     if status.reason.code not in (Reason.NONE, Reason.EXIT_CODE, Reason.COMPLETED, Reason.KILLED_BY_SIGNAL):
-        said = status.reason.message or Reason.Code.Name(status.reason.code).replace("_", " ").lower()
+        said = status.reason.message or value_name(Reason.Code.Name, status.reason.code).replace("_", " ").lower()
         return Reason(code=status.reason.code, message=f"did not start: {said}" if _never_ran(container) else said)
     if not status.HasField("exit_code"):
         return Reason(code=status.reason.code, message=status.reason.message or "ended without an exit code")

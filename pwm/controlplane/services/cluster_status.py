@@ -20,6 +20,7 @@ from pwm.controlplane.store.eventstore import EventStore
 from pwm.controlplane.store.kv import KV, Status
 from pwm.controlplane.store.space import DEFAULT_QUOTA_BYTES, WARN_SHARE
 from pwm.controlplane.view import View
+from pwm.enums import value_name
 
 ETCD_TIMEOUT_S = 3.0
 # Share of a heartbeat's silence after which an agent is called slow.
@@ -137,7 +138,7 @@ class ClusterStatus:
             answer.agents.append(
                 api.AgentStatus(
                     node=node.metadata.name,
-                    phase=NodeStatus.Phase.Name(node.status.phase),
+                    phase=value_name(NodeStatus.Phase.Name, node.status.phase),
                     replica=replica,
                     epoch=session.epoch if session else 0,
                     version=session.version if session else node.status.inventory.agent_version,

@@ -19,6 +19,7 @@ from pwm.api.v1.resource_pb2 import Bind
 from pwm.api.v1.volume_pb2 import Storage, Volume
 from pwm.api.v1.workload_pb2 import Container, Workload, WorkloadStatus
 from pwm.controlplane.services.event_text import said
+from pwm.enums import value_name
 
 Cells: TypeAlias = tuple[str, ...]
 CellsOf: TypeAlias = Callable[[Any, int], Cells]
@@ -325,7 +326,7 @@ def _event(item: Event, now_s: int) -> Cells:
         item.kind,
         item.name,
         said(item),
-        item.actor.name or Actor.Type.Name(item.actor.type).lower(),
+        item.actor.name or value_name(Actor.Type.Name, item.actor.type).lower(),
     )
 
 

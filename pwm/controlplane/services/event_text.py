@@ -7,13 +7,14 @@ from pwm.api.v1.common_pb2 import Actor, Reason
 from pwm.api.v1.events_pb2 import Event
 from pwm.api.v1.node_pb2 import NodeStatus
 from pwm.api.v1.workload_pb2 import WorkloadStatus
+from pwm.enums import value_name
 
 
 def line(event: Event) -> str:
     """One line for people: when, what, who."""
     at = datetime.fromtimestamp(event.time.seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
     name = f"{event.group}/{event.name}" if event.group else event.name
-    by = f" by {Actor.Type.Name(event.actor.type).lower()} {event.actor.name}" if event.actor.name else ""
+    by = f" by {value_name(Actor.Type.Name, event.actor.type).lower()} {event.actor.name}" if event.actor.name else ""
     return f"{at}  {event.kind:<9} {name}  {said(event)}{by}"
 
 
@@ -26,7 +27,7 @@ def said(event: Event) -> str:
         case "workload_scaled":
             return f"scaled to {event.workload_scaled.count}"
         case "workload_desired":
-            return f"should {WorkloadStatus.Desired.Name(event.workload_desired.desired).lower()}"
+            return f"should {value_name(WorkloadStatus.Desired.Name, event.workload_desired.desired).lower()}"
         case "workload_restarted":
             return "restarted"
         case "container_placed":
@@ -43,7 +44,7 @@ def said(event: Event) -> str:
             return "agent joined" if event.version == 1 else "told what it has"
         case "node_phase_changed":
             change = event.node_phase_changed
-            return NodeStatus.Phase.Name(change.phase).lower().replace("_", " ") + _because(change.reason)
+            return value_name(NodeStatus.Phase.Name, change.phase).lower().replace("_", " ") + _because(change.reason)
         case "removed":
             return "removed" + _because(event.removed.reason)
         case "token_issued" | "token_revoked" | None:
@@ -52,5 +53,5 @@ def said(event: Event) -> str:
 
 
 def _because(reason: Reason) -> str:
-    text = reason.message or (Reason.Code.Name(reason.code) if reason.code else "")
+    text = reason.message or (value_name(Reason.Code.Name, reason.code) if reason.code else "")
     return f": {text}" if text else ""

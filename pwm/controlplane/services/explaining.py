@@ -15,6 +15,7 @@ from pwm.controlplane.core.scheduling.explain import explain
 from pwm.controlplane.core.scheduling.queue import Waiting, order
 from pwm.controlplane.queries import Queries
 from pwm.controlplane.view import View
+from pwm.enums import value_name
 
 
 class Explainer:
@@ -104,9 +105,8 @@ class Explainer:
         for name in sorted({c.spec.node for c in containers}):
             node = self._view.by_name("Node", name)
             if node is not None and node.status.phase not in (NodeStatus.READY, NodeStatus.MAINTENANCE):
-                warnings.append(
-                    f"node {name} is {NodeStatus.Phase.Name(node.status.phase)}: {node.status.reason.message}"
-                )
+                phase = value_name(NodeStatus.Phase.Name, node.status.phase)
+                warnings.append(f"node {name} is {phase}: {node.status.reason.message}")
                 continue
             used = {c.spec.driver for c in containers if c.spec.node == name and c.status.phase in lifecycle.LIVE}
             for driver in node.status.inventory.drivers if node is not None else ():

@@ -16,6 +16,7 @@ from pwm.controlplane.context import CallContext
 from pwm.controlplane.queries import Queries
 from pwm.controlplane.services.workloads import find_workload
 from pwm.controlplane.view import View
+from pwm.enums import value_name
 
 MIN_INTERVAL_S = 0.5
 
@@ -83,7 +84,7 @@ class UsageService:
         answer.nodes.append(
             api.NodeTop(
                 name=node.metadata.name,
-                phase=NodeStatus.Phase.Name(node.status.phase),
+                phase=value_name(NodeStatus.Phase.Name, node.status.phase),
                 capacity=Resources(
                     cpu_millis=inventory.cpu_count * 1000, memory_bytes=inventory.memory_bytes, gpus=len(inventory.gpus)
                 ),
