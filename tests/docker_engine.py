@@ -171,7 +171,8 @@ class IsolatedDockerd:
         return environment
 
     def _ensure_bridge(self) -> None:
-        if Path(f"/sys/class/net/{self._bridge}").exists():
+        # Asked of the network namespace that this runs in, which /sys may not be of.
+        if subprocess.run(["ip", "link", "show", self._bridge], capture_output=True, check=False).returncode == 0:
             return
         # Room for 4,000 containers at once, somewhere that two engines hardly ever share.
         second, third = 128 + secrets.randbelow(128), secrets.randbelow(16) * 16
