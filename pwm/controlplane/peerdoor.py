@@ -22,14 +22,13 @@ from pwm.controlplane.agentlink import AgentRefused, AgentUnreachable
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import timestamp
 from pwm.controlplane.dispatcher.dispatcher import Dispatcher
+from pwm.controlplane.replicas import FAIL_AFTER_S, NotLeading
 from pwm.controlplane.roles import Roles
 from pwm.controlplane.view import View
 
 log = structlog.get_logger(__name__)
 
 USAGE_BEAT_S = 1.0
-# The answer to `Fail` gets out before the failure.
-FAIL_AFTER_S = 0.02
 
 
 class PeerDoor(peer_pb2_grpc.PeerServiceServicer):
@@ -136,10 +135,6 @@ class PeerDoor(peer_pb2_grpc.PeerServiceServicer):
             case pb.RESIGN:
                 self._roles.give_up(request.role)
         return pb.FailResponse(replica=self._replica)
-
-
-class NotLeading(Exception):
-    """The role is led by another replica, or by none."""
 
 
 async def _pass_in(context: Any, stream: Any) -> None:

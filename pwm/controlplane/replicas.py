@@ -4,10 +4,28 @@
 not have to tell them apart.
 """
 
+from typing import Protocol
+
 from pwm.api.v1.peer_pb2 import DescribeResponse, FailRequest
 from pwm.controlplane.agentlink import AgentUnreachable
-from pwm.controlplane.peerdoor import NotLeading, PeerDoor
 from pwm.controlplane.peers import Peers
+
+# The answer to a request to fail gets out before the failure. Resigning has no need to wait.
+FAIL_AFTER_S = 0.02
+
+
+class NotLeading(Exception):
+    """The role is led by another replica, or by none."""
+
+
+class Door(Protocol):
+    """What this replica says and does when it is asked as others are."""
+
+    def describe(self) -> DescribeResponse: ...
+
+    def fail(self, request: FailRequest) -> object:
+        """Raises NotLeading."""
+        ...
 
 
 class CannotFail(Exception):
@@ -15,7 +33,7 @@ class CannotFail(Exception):
 
 
 class Replicas:
-    def __init__(self, *, replica: str, peers: Peers, door: PeerDoor) -> None:
+    def __init__(self, *, replica: str, peers: Peers, door: Door) -> None:
         self._replica = replica
         self._peers = peers
         self._door = door

@@ -9,11 +9,11 @@ import grpc
 import structlog
 
 from pwm.api.v1 import services_pb2 as api
-from pwm.api.v1.peer_pb2 import FREEZE, FailRequest, Failure
+from pwm.api.v1.peer_pb2 import FREEZE, RESIGN, FailRequest, Failure
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import timestamp
 from pwm.controlplane.errors import ApiError, invalid, not_found, unavailable
-from pwm.controlplane.replicas import CannotFail, Replicas
+from pwm.controlplane.replicas import FAIL_AFTER_S, CannotFail, Replicas
 from pwm.controlplane.services.cluster_status import ClusterStatus
 
 log = structlog.get_logger(__name__)
@@ -48,9 +48,11 @@ class Drill:
         try:
             now_ms = self._clock.now_ms()
             await self._replicas.fail(victim, failing)
+            # Whoever is asked answers first.
+            fails_ms = now_ms + (0 if request.failure == RESIGN else int(FAIL_AFTER_S * 1000))
         except CannotFail as error:
             raise unavailable(str(error), next_step="Look at `pwm admin status`, and try again.") from error
-        return api.DrillResponse(replica=victim, time=timestamp(now_ms))
+        return api.DrillResponse(replica=victim, time=timestamp(fails_ms))
 
 
 def fit_for_drill(status: api.GetStatusResponse, role: str) -> str:
