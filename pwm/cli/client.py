@@ -1,9 +1,11 @@
 """The client of the control plane: any replica will do, so servers are tried in turn.
 
-A call goes to the first server of the profile that can be reached; when that one cannot, or says that
-it cannot answer now (503), the next is asked. Writes carry an Idempotency-Key, so that repeating one
-whose answer was lost changes nothing twice. Every answer carries its revision; what this client has
-written it asks to see again (`minRevision`), whichever replica it asks.
+Which of several servers is asked first depends on who asks: each user of each machine has an order of their own
+(`_order`). So clients spread over the replicas, and one command sees at once what the command before it changed.
+When a server cannot be reached, says that it cannot answer now (503), or is found frozen, the next is asked, and
+it comes last for a while. Writes carry an Idempotency-Key, so that repeating one whose answer was lost changes nothing
+twice. Every answer carries its revision; what this client has written it asks to see again
+(`minRevision`), whichever replica it asks. A replica that is cut off from the store says so; then another is asked.
 
 `call` answers with one JSON object, `stream` yields JSON objects, `raw` gives the body's bytes, and
 `connect` a bare connection for a WebSocket. Errors are `ServerError` and `NoServerError`.
@@ -12,10 +14,11 @@ written it asks to see again (`minRevision`), whichever replica it asks.
 from __future__ import annotations
 
 import json
+import socket
 import time
 
 from pwm.cli.errors import CliError, NoServerError, ServerError, server_error
-from pwm.cli.http1 import Broken, Connection, NoAnswer, Response, Server, TransportError, Unreachable
+from pwm.cli.http1 import CONNECT_TIMEOUT_S, Broken, Connection, NoAnswer, Response, Server, TransportError, Unreachable
 from pwm.version import VERSION
 
 TYPE_CHECKING = False
@@ -26,12 +29,23 @@ if TYPE_CHECKING:
     from pwm.cli.profiles import Profile
 
 ANSWER_TIMEOUT_S = 30.0
-# A stream's server sends a beat at least every 15 s; three missed ones mean that it has gone.
+# A stream's server is asked for a sign of life so often, and left when two of them are missing: a frozen one says
+# nothing, and keeps its connections. One that knows of no beats says something every 15 s where it matters.
+BEAT_S, BEATLESS_S = 4, 10.0
 STREAM_TIMEOUT_S = 45.0
+# Silence after which a server is asked on another connection whether it lives, and how long that may take. Together
+# they are what a frozen server costs, once. A large request takes a while to read.
+DOUBT_AFTER_S, ALIVE_TIMEOUT_S = 0.8, 1.0
+DOUBTLESS_BYTES_PER_S = 250_000
+# A server that was frozen or could not be reached is asked last for so long; one that had no answer, for less.
+AVOID_S, AVOID_BRIEFLY_S = 30.0, 3.0
 # How often the list of servers is gone through when answers get lost on the way, and the pause between.
 ROUNDS = 3
 ROUND_PAUSE_S = 0.2
 JSON_LINES = "application/x-ndjson"
+
+# Until when (monotonic) servers are asked last, by URL: all clients of a process know it.
+_avoided: dict[str, float] = {}
 
 
 class Client:
@@ -40,7 +54,7 @@ class Client:
     def __init__(self, profile: Profile, *, warn: Callable[[str], None]) -> None:
         self._profile = profile
         self._warn = warn
-        self._servers = [Server(url) for url in profile.servers]
+        self._servers = _order([Server(url) for url in profile.servers])
         self._connection: Connection | None = None
         self._warned: set[str] = set()
         # Highest revision that this client has written.
@@ -50,6 +64,16 @@ class Client:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+    def avoid(self, server: Server, *, for_s: float = AVOID_S) -> None:
+        """Ask this server only after the others, for a while."""
+        _avoided[server.url] = time.monotonic() + for_s
+
+    def leave(self, error: TransportError) -> None:
+        """The connection broke: the next one is made to another server, if there is one."""
+        if self._connection is not None:
+            self.avoid(self._connection.server, for_s=AVOID_S if isinstance(error, NoAnswer) else AVOID_BRIEFLY_S)
+        self.close()
 
     # --- calls ------------------------------------------------------------------------------------
 
@@ -72,10 +96,10 @@ class Client:
         data = b"" if body is None else json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
         if data:
             headers["Content-Type"] = "application/json"
-        response, content = self._ask(method, path + _query(query), headers, data, timeout_s)
-        document = _decode(content, response.status)
-        if response.status >= 400 or not isinstance(document, dict):
-            raise server_error(document, http_status=response.status)
+        target = path + _query(query)
+        document = _document(*self._ask(method, target, headers, data, timeout_s))
+        if "staleSince" in document and not writes:
+            document = self._fresher(document, target, headers, timeout_s)
         self._notice(document, writes=writes)
         return document
 
@@ -102,6 +126,9 @@ class Client:
                 if "error" in document:
                     raise server_error(document["error"])
                 yield document.get("result", {})
+        except Broken as error:
+            self.leave(error)
+            raise
         finally:
             self.close()
 
@@ -109,16 +136,19 @@ class Client:
         self, path: str, *, query: dict[str, Any] | None = None, accept: str, timeout_s: float | None = STREAM_TIMEOUT_S
     ) -> Response:
         """The answer to a GET, its body unread: `response.chunks()`. Errors of the start are raised."""
-        headers = {**self._headers(), "Accept": accept}
-        response = self._open("GET", path + _query(query), headers, b"", timeout_s)
+        headers = {**self._headers(), "Accept": accept, "Pwm-Beat": str(BEAT_S)}
+        response = self._open("GET", path + _query(query), headers, b"", timeout_s or STREAM_TIMEOUT_S)
         if response.status >= 400:
             raise server_error(_decode(response.read(), response.status), http_status=response.status)
+        if self._connection is not None:
+            self._connection.is_alive = None
+            self._connection.timeout_s = BEATLESS_S if "pwm-beat" in response.headers else timeout_s
         return response
 
     def connect(self) -> tuple[Connection, dict[str, str]]:
         """A new connection to the first server that can be reached, and the headers that say who asks."""
         failures: list[tuple[Server, str]] = []
-        for server in self._servers:
+        for server in self._in_turn():
             try:
                 return self._connected(server), self._headers()
             except Unreachable as error:
@@ -140,7 +170,7 @@ class Client:
                 return response, response.read()
             except Broken as error:
                 server = self._connection.server if self._connection else self._servers[0]
-                self.close()
+                self.leave(error)
                 failures = [(server, str(error))]
                 if isinstance(error, NoAnswer):
                     break
@@ -160,9 +190,12 @@ class Client:
                     self._compare_versions(response.headers)
                     return response
                 unavailable = server_error(_decode(response.read(), response.status), http_status=response.status)
+                self.avoid(server, for_s=AVOID_BRIEFLY_S)
             except TransportError as error:
                 failures.append((server, str(error)))
-                broken = error if isinstance(error, Broken) else broken
+                if isinstance(error, Broken):
+                    broken = error
+                    self.avoid(server, for_s=AVOID_S if isinstance(error, NoAnswer) else AVOID_BRIEFLY_S)
             self.close()
         if unavailable is not None:
             raise unavailable
@@ -177,24 +210,75 @@ class Client:
         kept = self._connection
         if kept is not None and kept.server is server and kept.keep and not kept.busy:
             try:
-                return kept.request(method, target, headers=headers, body=body, timeout_s=timeout_s)
+                return self._request(kept, method, target, headers, body, timeout_s)
             except NoAnswer:
                 raise
             except Broken:
                 pass
         self.close()
         self._connection = self._connected(server)
-        return self._connection.request(method, target, headers=headers, body=body, timeout_s=timeout_s)
+        return self._request(self._connection, method, target, headers, body, timeout_s)
+
+    def _request(
+        self,
+        connection: Connection,
+        method: str,
+        target: str,
+        headers: dict[str, str],
+        body: bytes,
+        timeout_s: float | None,
+    ) -> Response:
+        if len(self._servers) > 1:
+            connection.doubt_after_s = DOUBT_AFTER_S + len(body) / DOUBTLESS_BYTES_PER_S
+            connection.is_alive = lambda: self._is_alive(connection.server)
+        return connection.request(method, target, headers=headers, body=body, timeout_s=timeout_s)
+
+    def _is_alive(self, server: Server) -> bool:
+        """Whether the server answers at all: one that is busy with our request does, a frozen one does not."""
+        try:
+            connection = self._connected(server, timeout_s=ALIVE_TIMEOUT_S)
+        except Unreachable:
+            return False
+        try:
+            connection.request("GET", "/healthz", headers={}, timeout_s=ALIVE_TIMEOUT_S)
+        except TransportError:
+            return False
+        finally:
+            connection.close()
+        return True
 
     def _in_turn(self) -> list[Server]:
-        """The server that answered last first."""
-        if self._connection is None:
-            return self._servers
-        first = self._connection.server
-        return [first, *(server for server in self._servers if server is not first)]
+        """The server that answered last first, those that did not answer last."""
+        now = time.monotonic()
+        kept = self._connection.server if self._connection is not None else None
 
-    def _connected(self, server: Server) -> Connection:
-        return Connection(server, ca_file=self._profile.ca_file)
+        def rank(server: Server) -> float:
+            until = _avoided.get(server.url, 0.0)
+            return until if until > now else -1.0 if server is kept else 0.0
+
+        return sorted(self._servers, key=rank)
+
+    def _fresher(self, old: dict[str, Any], target: str, headers: dict[str, str], timeout_s: float) -> dict[str, Any]:
+        """The answer of a replica that can reach the store; the old one when none can."""
+        for _ in self._servers[1:]:
+            if self._connection is not None:
+                self.avoid(self._connection.server, for_s=AVOID_BRIEFLY_S)
+            self.close()
+            try:
+                document = _document(*self._ask("GET", target, headers, b"", timeout_s))
+            except CliError:
+                return old
+            if "staleSince" not in document:
+                return document
+        return old
+
+    def _connected(self, server: Server, *, timeout_s: float = CONNECT_TIMEOUT_S) -> Connection:
+        try:
+            return Connection(server, ca_file=self._profile.ca_file, connect_timeout_s=timeout_s)
+        except Unreachable as error:
+            if isinstance(error.__cause__, TimeoutError):
+                self.avoid(server)
+            raise
 
     def _nobody(self, failures: list[tuple[Server, str]]) -> NoServerError:
         what = "; ".join(f"{server}: {why}" for server, why in failures)
@@ -228,6 +312,25 @@ class Client:
         if text not in self._warned:
             self._warned.add(text)
             self._warn(text)
+
+
+def _order(servers: list[Server]) -> list[Server]:
+    """The servers in this user's order on this machine, which is the same each time and another for others."""
+    if len(servers) < 2:
+        return servers
+    import os
+    from zlib import crc32
+
+    who = crc32(f"{socket.gethostname()}/{os.getuid() if hasattr(os, 'getuid') else ''}".encode())
+
+    def rank(server: Server) -> int:
+        # Checksums are linear: without the stirring, one of three servers would be everybody's favourite.
+        rank = who ^ crc32(server.url.encode())
+        for _ in range(2):
+            rank = (rank ^ rank >> 16) * 0x45D9F3B & 0xFFFFFFFF
+        return rank ^ rank >> 16
+
+    return sorted(servers, key=rank)
 
 
 def fits(client: str, server: str, oldest_client: str) -> bool:
@@ -271,6 +374,14 @@ _SAFE = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01234567
 def quote(text: str) -> str:
     """Percent-encodes a value of a path or query (urllib.parse costs 8 ms to import)."""
     return "".join(chr(byte) if byte in _SAFE else f"%{byte:02X}" for byte in text.encode())
+
+
+def _document(response: Response, content: bytes) -> dict[str, Any]:
+    """The JSON object of an answer; raises what else it says."""
+    document = _decode(content, response.status)
+    if response.status >= 400 or not isinstance(document, dict):
+        raise server_error(document, http_status=response.status)
+    return document
 
 
 def _decode(content: bytes, status: int) -> Any:

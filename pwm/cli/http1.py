@@ -16,9 +16,9 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-CONNECT_TIMEOUT_S = 3.0
+CONNECT_TIMEOUT_S = 2.0
 # The gateway's headers are a few hundred bytes; whoever sends more is not our gateway.
 HEADER_LIMIT_BYTES = 64 * 1024
 # Large enough for a whole list in a few reads, small enough to keep a stream's memory flat.
@@ -138,6 +138,9 @@ class Connection:
         # Silence between bytes that is taken for a dead server, and the moment (monotonic) to stop waiting at.
         self.timeout_s: float | None = None
         self.deadline: float | None = None
+        # After so much silence `is_alive` is asked whether waiting makes sense; 0: it is not asked.
+        self.doubt_after_s = 0.0
+        self.is_alive: Callable[[], bool] | None = None
         try:
             # As bytes, an ordinary name spares Python the tables for international ones, which take it 5 ms to read.
             host = server.host.encode() if server.host.isascii() else server.host
@@ -229,25 +232,39 @@ class Connection:
         return line
 
     def _receive(self) -> None:
-        if self.deadline is not None:
-            left_s = self.deadline - time.monotonic()
-            if left_s <= 0:
-                raise DeadlinePassed("the time is up")
-            self.socket.settimeout(left_s if self.timeout_s is None else min(left_s, self.timeout_s))
-        try:
-            data = self.socket.recv(READ_BYTES)
-        except TimeoutError as error:
-            self.keep = False
-            if self.deadline is not None and time.monotonic() >= self.deadline:
-                raise DeadlinePassed("the time is up") from error
-            raise NoAnswer(_in_words(error)) from error
-        except OSError as error:
-            self.keep = False
-            raise Broken(_in_words(error)) from error
+        began = time.monotonic() if self.timeout_s is not None and self.doubt_after_s else 0.0
+        while True:
+            try:
+                self.socket.settimeout(self._patience_s(began))
+                data = self.socket.recv(READ_BYTES)
+                break
+            except TimeoutError as error:
+                if self.deadline is not None and time.monotonic() >= self.deadline:
+                    self.keep = False
+                    raise DeadlinePassed("the time is up") from error
+                in_time = began and self.timeout_s is not None and time.monotonic() - began < self.timeout_s
+                if not in_time or self.is_alive is None or not self.is_alive():
+                    self.keep = False
+                    raise NoAnswer(_in_words(error)) from error
+            except OSError as error:
+                self.keep = False
+                raise Broken(_in_words(error)) from error
         if not data:
             self.keep = False
             raise Broken("the connection was closed")
         self._buffer = self._buffer + data if self._buffer else data
+
+    def _patience_s(self, began: float) -> float | None:
+        """How long to wait for the next byte; `began`: when the silence did, if it may be doubted."""
+        limit_s = self.timeout_s
+        if began and limit_s is not None:
+            limit_s = min(self.doubt_after_s, max(0.001, began + limit_s - time.monotonic()))
+        if self.deadline is not None:
+            left_s = self.deadline - time.monotonic()
+            if left_s <= 0:
+                raise DeadlinePassed("the time is up")
+            limit_s = left_s if limit_s is None else min(left_s, limit_s)
+        return limit_s
 
 
 def _tune(connected: socket.socket) -> None:

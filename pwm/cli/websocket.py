@@ -1,109 +1,201 @@
-"""The WebSocket of `/v1/exec`: a command in a container, its bytes both ways.
+"""A WebSocket for a thread that has other things to wait for as well.
 
-Binary messages are one byte of channel (0 in, 1 out, 2 error) and data; text messages are JSON of
-`ExecRequest` and `ExecResponse`: the start, window sizes, the end of input, the exit code, errors. The
-connection is made by the client, which knows servers, TLS and token; the `websockets` library speaks the
-protocol on it, with a thread of its own that reads.
+The connection is made by the client, which knows servers, TLS and token. The `websockets` library turns messages into
+bytes and back and does no I/O; reading and writing are here and never block after the handshake, so that one
+`select` can wait for the socket, the keyboard and the screen together.
+
+`Lost` says that the connection is of no use any more. `close` tells the server that we are done, `abort` tells it
+nothing: from the server's side that is an accident.
 """
 
 from __future__ import annotations
 
 import json
+import select
+import socket
+import time
 
-from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
-from websockets.sync.client import ClientConnection, connect
+from websockets.client import ClientProtocol
+from websockets.exceptions import InvalidStatus, WebSocketException
+from websockets.frames import Frame, Opcode
+from websockets.protocol import State
+from websockets.uri import parse_uri
 
-from pwm.cli.client import Client
-from pwm.cli.errors import CliError, NoServerError, server_error
+from pwm.cli.errors import CliError, server_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import Any
+    from pwm.cli.http1 import Connection
 
-STDIN, STDOUT, STDERR = 0, 1, 2
-OPEN_TIMEOUT_S = 10.0
-# For the closing handshake; the command has ended by then, and nobody wants to wait for politeness.
+# A server that takes the connection and does not answer is frozen, or its machine is.
+HANDSHAKE_TIMEOUT_S = 2.0
+# For the last bytes, among them the good-bye; nobody wants to wait for politeness.
 CLOSE_TIMEOUT_S = 1.0
-# Keeps the path through NATs and proxies alive. No deadline for the answer: a terminal that was stopped with
-# Ctrl-S stops us from reading too, and that is no reason to end the shell.
-PING_INTERVAL_S = 20.0
+READ_BYTES = 256 * 1024
 # A shell's output comes in pieces far below this.
 MESSAGE_LIMIT_BYTES = 4 * 1024 * 1024
 
 
-class ExecSession:
-    """One command in a container. `events` is for one thread, the `send_*` methods for another."""
+class Lost(Exception):
+    """The connection broke, or the server ended it without a reason of its own."""
 
-    def __init__(self, client: Client, start: dict[str, Any]) -> None:
-        self._socket = _open(client)
-        self._socket.send(json.dumps({"start": start}))
+
+class WebSocket:
+    """`path` of the server that `connection` leads to. Raises Lost, or what the server answered instead."""
+
+    def __init__(self, connection: Connection, headers: dict[str, str], path: str) -> None:
+        self.server = connection.server
+        self._socket = connection.socket
+        self._out = bytearray()
+        self._parts: list[Frame] = []
+        # When something came last (monotonic).
+        self.heard_at = time.monotonic()
+        uri = parse_uri(f"ws://{self.server.authority}{self.server.prefix}{path}")
+        self._protocol = ClientProtocol(uri, max_size=MESSAGE_LIMIT_BYTES)
+        try:
+            self._shake_hands({name: headers[name] for name in ("Authorization", "User-Agent") if name in headers})
+        except BaseException:
+            self.abort()
+            raise
+        self._socket.setblocking(False)
+
+    def _shake_hands(self, headers: dict[str, str]) -> None:
+        protocol = self._protocol
+        request = protocol.connect()
+        for name, value in headers.items():
+            request.headers[name] = value
+        protocol.send_request(request)
+        deadline = time.monotonic() + HANDSHAKE_TIMEOUT_S
+        try:
+            self._socket.settimeout(HANDSHAKE_TIMEOUT_S)
+            self._socket.sendall(b"".join(protocol.data_to_send()))
+            while protocol.state is State.CONNECTING and protocol.handshake_exc is None:
+                self._socket.settimeout(max(0.001, deadline - time.monotonic()))
+                self._take(self._socket.recv(READ_BYTES))
+        except OSError as error:
+            raise Lost("it does not answer" if isinstance(error, TimeoutError) else "the connection broke") from error
+        refused = protocol.handshake_exc
+        if isinstance(refused, InvalidStatus):
+            response = refused.response
+            raise server_error(_document(response.body), http_status=response.status_code) from refused
+        if refused is not None and (isinstance(refused, EOFError) or isinstance(refused.__cause__, EOFError)):
+            raise Lost("the connection broke") from refused
+        if refused is not None:
+            raise CliError(f"{self.server} does not let us open a shell: {refused}") from refused
+        protocol.events_received()  # the answer itself
+
+    # -- waiting
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    @property
+    def wants_to_write(self) -> bool:
+        return bool(self._out)
+
+    @property
+    def waiting_to_send(self) -> int:
+        """Bytes that the server has not taken yet."""
+        return len(self._out)
+
+    @property
+    def has_more(self) -> bool:
+        """There are bytes that `select` does not see, because TLS has them already."""
+        pending = getattr(self._socket, "pending", None)
+        return bool(pending is not None and pending())
+
+    # -- out
+
+    def send(self, message: bytes | str) -> None:
+        if isinstance(message, str):
+            self._protocol.send_text(message.encode())
+        else:
+            self._protocol.send_binary(message)
+        self.flush()
+
+    def ping(self) -> None:
+        self._protocol.send_ping(b"")
+        self.flush()
+
+    def flush(self) -> None:
+        """Writes as much as the connection takes. One that broke is found out by reading."""
+        self._out += b"".join(self._protocol.data_to_send())
+        try:
+            while self._out:
+                del self._out[: self._socket.send(self._out)]
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            if not _would_block(error):
+                self._out.clear()
+
+    # -- in
+
+    def receive(self) -> list[bytes | str]:
+        """Messages that have come. Raises Lost at the end of the connection, after the messages before it."""
+        try:
+            data = self._socket.recv(READ_BYTES)
+        except OSError as error:
+            if isinstance(error, (BlockingIOError, InterruptedError)) or _would_block(error):
+                return []
+            raise Lost("the connection broke") from error
+        self._take(data)
+        messages = [message for event in self._protocol.events_received() for message in self._message(event)]
+        self.flush()  # answers to pings
+        if not messages and self._protocol.state is not State.OPEN:
+            raise Lost("the server closed the connection")
+        return messages
+
+    def _take(self, data: bytes) -> None:
+        self.heard_at = time.monotonic()
+        if data:
+            self._protocol.receive_data(data)
+        else:
+            self._protocol.receive_eof()
+
+    def _message(self, frame: object) -> list[bytes | str]:
+        """The message that a frame completes, if it does."""
+        if not isinstance(frame, Frame) or frame.opcode not in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+            return []
+        self._parts.append(frame)
+        if not frame.fin:
+            return []
+        whole, kind = b"".join(bytes(part.data) for part in self._parts), self._parts[0].opcode
+        self._parts.clear()
+        return [whole.decode(errors="replace") if kind is Opcode.TEXT else whole]
+
+    # -- the end
 
     def close(self) -> None:
+        """We are done: the server may forget us."""
+        deadline = time.monotonic() + CLOSE_TIMEOUT_S
+        try:
+            if self._protocol.state is State.OPEN:
+                self._protocol.send_close(1000)
+            self.flush()
+            while self._out and time.monotonic() < deadline:
+                select.select([], [self], [], max(0.0, deadline - time.monotonic()))
+                self.flush()
+            # Unread bytes would make our end a reset, which may overtake the good-bye on its way.
+            self._socket.shutdown(socket.SHUT_WR)
+            while time.monotonic() < deadline and select.select([self], [], [], deadline - time.monotonic())[0]:
+                if not self._socket.recv(READ_BYTES):
+                    break
+        except (OSError, WebSocketException):
+            pass
+        finally:
+            self.abort()
+
+    def abort(self) -> None:
         self._socket.close()
 
-    def send_stdin(self, data: bytes) -> None:
-        self._send(bytes([STDIN]) + data)
 
-    def end_stdin(self) -> None:
-        self._send(json.dumps({"input": {"closeStdin": True}}))
-
-    def send_size(self, *, rows: int, columns: int) -> None:
-        self._send(json.dumps({"input": {"resize": {"rows": rows, "columns": columns}}}))
-
-    def _send(self, message: str | bytes) -> None:
-        try:
-            self._socket.send(message)
-        except ConnectionClosed:
-            return  # `events` says why
-
-    def events(self) -> Iterator[tuple[int, bytes] | int]:
-        """(channel, data) as it comes, and last the exit code. Raises what went wrong instead of that."""
-        try:
-            for message in self._socket:
-                if isinstance(message, bytes):
-                    if message:
-                        yield message[0], message[1:]
-                    continue
-                document = json.loads(message)
-                if "error" in document:
-                    raise server_error(document["error"])
-                output = document.get("output", {})
-                if "exitCode" in output:
-                    yield int(output["exitCode"])
-                    return
-        except ConnectionClosed as error:
-            raise NoServerError("the connection to the container was lost") from error
-        raise NoServerError("the connection to the container was closed before the command ended")
+def _would_block(error: OSError) -> bool:
+    """TLS has its own names for it."""
+    return type(error).__name__ in ("SSLWantReadError", "SSLWantWriteError")
 
 
-def _open(client: Client) -> ClientConnection:
-    connection, headers = client.connect()
-    server = connection.server
-    # The client keeps answers' time-outs on its sockets; a shell may be silent for hours.
-    connection.socket.settimeout(None)
-    try:
-        return connect(
-            # Never wss: the socket has its TLS already.
-            f"ws://{server.authority}{server.prefix}/v1/exec",
-            sock=connection.socket,
-            additional_headers={name: value for name, value in headers.items() if name == "Authorization"},
-            user_agent_header=headers.get("User-Agent"),
-            open_timeout=OPEN_TIMEOUT_S,
-            close_timeout=CLOSE_TIMEOUT_S,
-            ping_interval=PING_INTERVAL_S,
-            ping_timeout=None,
-            max_size=MESSAGE_LIMIT_BYTES,
-            compression=None,
-            proxy=None,
-        )
-    except InvalidStatus as error:
-        raise server_error(_body(error.response.body), http_status=error.response.status_code) from error
-    except (WebSocketException, OSError, EOFError) as error:
-        raise CliError(f"{server} does not let us open a shell: {error}") from error
-
-
-def _body(body: bytes | bytearray | None) -> object:
+def _document(body: bytes | bytearray | None) -> object:
     try:
         return json.loads(body or b"{}")
     except ValueError:

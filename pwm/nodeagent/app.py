@@ -29,6 +29,7 @@ from pwm.nodeagent.health import Health
 from pwm.nodeagent.host import Host
 from pwm.nodeagent.relay import Relays
 from pwm.nodeagent.session import Callbacks, Dial, Sessions, dial_insecure
+from pwm.nodeagent.shells import Shells
 from pwm.nodeagent.supervisor import Supervisor
 
 log = structlog.get_logger(__name__)
@@ -52,7 +53,8 @@ class Agent:
             on_drivers_changed=self._drivers_changed,
         )
         self._devices = self._host.devices(self.supervisor.runtime_ids)
-        relays = Relays(token=config.token, logs=self._host.logs, find=self.supervisor.find)
+        self._shells = Shells()
+        relays = Relays(token=config.token, logs=self._host.logs, shells=self._shells, find=self.supervisor.find)
         self.sessions = Sessions(
             servers=config.servers,
             token=config.token,
@@ -76,6 +78,7 @@ class Agent:
         try:
             async with self._health.serving(self._config.health_address), asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._host.logs.run())
+                tasks.create_task(self._shells.run())
                 async with self.supervisor.running():
                     # So that the first hello says what there is.
                     await self.supervisor.engines_asked()

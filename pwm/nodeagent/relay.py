@@ -15,7 +15,6 @@ import grpc
 import structlog
 
 from pwm.api.v1.agent_pb2 import (
-    ExecInput,
     ForgetContainers,
     LogData,
     OpenStream,
@@ -28,6 +27,7 @@ from pwm.api.v1.agent_pb2_grpc import AgentServiceStub
 from pwm.nodeagent.container import Container
 from pwm.nodeagent.drivers.driver import ContainerNotRunning, Driver, DriverError, EngineUnreachable, ExecSession
 from pwm.nodeagent.logs.store import UnknownLog
+from pwm.nodeagent.shells import Attachment, ShellGone, Shells, Superseded, TooManyShells
 
 log = structlog.get_logger(__name__)
 
@@ -53,10 +53,11 @@ class _Refused(Exception):
 
 
 class Relays:
-    def __init__(self, *, token: str, logs: Logs, find: Callable[[str], Container | None]) -> None:
+    def __init__(self, *, token: str, logs: Logs, shells: Shells, find: Callable[[str], Container | None]) -> None:
         """`find`: the container of a uid, if this node has it."""
         self._metadata = (("authorization", f"Bearer {token}"),)
         self._logs = logs
+        self._shells = shells
         self._find = find
 
     async def serve(self, channel: grpc.aio.Channel, request: OpenStream) -> None:
@@ -68,15 +69,10 @@ class Relays:
         call: Any = AgentServiceStub(channel).Relay(metadata=self._metadata)
         try:
             await call.write(RelayRequest(stream_id=request.stream_id))
-            try:
-                await self._answer(call, request)
-                await call.write(RelayRequest(complete=True))
-            except _Refused as error:
-                await call.write(RelayRequest(error=RelayError(code=error.code, message=str(error))))
-            except DriverError as error:
-                await call.write(RelayRequest(error=RelayError(code=_code(error), message=str(error))))
-            await call.done_writing()
-            await call.code()
+            if kind == "exec":
+                await self._serve_exec(call, request.exec)
+            else:
+                await _conclude(call, self._answer(call, request))
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError):
             # Whoever asked went away.
             log.debug("relay stream broke", kind=kind, stream=request.stream_id)
@@ -89,8 +85,6 @@ class Relays:
         match request.WhichOneof("request"):
             case "logs":
                 await _unless_gone(call, self._copy_logs(call, request.logs))
-            case "exec":
-                await _unless_gone(call, self._serve_exec(call, request.exec))
             case "inspect":
                 driver = await self._driver(request.inspect.container_uid)
                 document = await driver.inspect(request.inspect.container_uid)
@@ -126,21 +120,29 @@ class Relays:
                 if not request.follow or not await container.has_output():
                     return
 
+    # -- shells
+
     async def _serve_exec(self, call: Any, request: StartExec) -> None:
-        driver = await self._driver(request.container_uid)
-        session = await driver.exec(request.container_uid, request)
+        attached: asyncio.Future[Attachment] = asyncio.get_running_loop().create_future()
+        pump = asyncio.ensure_future(_pump_input(call, attached))
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(_pump_input(call, session))
-                async for chunk in session.output():
-                    await call.write(RelayRequest(exec=chunk))
-                # The pump ends with the call. Cancelling its read would cancel the call, and with it what has
-                # been written and not yet been sent: the exit code.
-                await call.done_writing()
-        except* (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
-            log.debug("shell abandoned", container=request.container_uid)
+            await _conclude(call, _unless_gone(call, self._copy_output(call, request, attached)))
         finally:
-            await session.close()
+            # Not before the call has ended: cancelling its read cancels the call, and with it what has been written
+            # and not yet been sent, such as the exit code.
+            pump.cancel()
+            await asyncio.gather(pump, return_exceptions=True)
+
+    async def _copy_output(self, call: Any, request: StartExec, attached: "asyncio.Future[Attachment]") -> None:
+        async def begin() -> ExecSession:
+            driver = await self._driver(request.container_uid)
+            return await driver.exec(request.container_uid, request)
+
+        shell = await self._shells.open(request, begin)
+        with shell.attach(request) as attachment:
+            attached.set_result(attachment)
+            async for output in attachment.outputs():
+                await call.write(RelayRequest(exec=output))
 
     # -- finding
 
@@ -163,16 +165,26 @@ class Relays:
         return self._find(uid)
 
 
-async def _pump_input(call: Any, session: ExecSession) -> None:
+async def _conclude(call: Any, work: Coroutine[Any, Any, None]) -> None:
+    """Do the work, say how it ended, and wait until whoever asked has heard it."""
+    try:
+        await work
+        last = RelayRequest(complete=True)
+    except (ShellGone, Superseded, TooManyShells) as error:
+        last = RelayRequest(error=RelayError(code=_SHELL_CODES[type(error)], message=str(error)))
+    except _Refused as error:
+        last = RelayRequest(error=RelayError(code=error.code, message=str(error)))
+    except DriverError as error:
+        last = RelayRequest(error=RelayError(code=_code(error), message=str(error)))
+    await call.write(last)
+    await call.done_writing()
+    await call.code()
+
+
+async def _pump_input(call: Any, attached: "asyncio.Future[Attachment]") -> None:
+    attachment = await attached
     while (frame := await call.read()) is not grpc.aio.EOF:
-        given: ExecInput = frame.exec
-        match given.WhichOneof("input"):
-            case "stdin":
-                await session.write(given.stdin)
-            case "resize":
-                await session.resize(given.resize)
-            case "close_stdin":
-                await session.close_stdin()
+        await attachment.give(frame.exec)
 
 
 async def _unless_gone(call: Any, work: Coroutine[Any, Any, None]) -> None:
@@ -186,6 +198,13 @@ async def _unless_gone(call: Any, work: Coroutine[Any, Any, None]) -> None:
         await asyncio.wait([working, gone])
     if not working.cancelled():
         working.result()
+
+
+_SHELL_CODES = {
+    ShellGone: RelayError.NOT_FOUND,
+    Superseded: RelayError.SUPERSEDED,
+    TooManyShells: RelayError.UNAVAILABLE,
+}
 
 
 def _code(error: DriverError) -> RelayError.Code.ValueType:

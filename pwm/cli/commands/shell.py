@@ -4,17 +4,15 @@ With a terminal on both sides it is like ssh: keys go through raw, so that Ctrl-
 not us, and the window's size follows ours. Without one (a pipe, a script, `-T`) input is forwarded,
 output and error stay apart. The terminal gets its settings back however this ends.
 
-Two threads: the main one writes what the container prints and takes signals, the other one reads keys.
-Ends with the command's own exit code, 125 when it could not be started.
+The command is the agent's, and outlives servers and connections (`shell_session.py`). Ends with the
+command's own exit code, 125 when it could not be started, 255 when it was lost sight of.
 """
 
 from __future__ import annotations
 
 import os
-import select
 import signal
 import sys
-import threading
 
 from pwm.cli import exit_codes
 from pwm.cli.command import SCOPE, Argument, Command, Option, whole_number
@@ -22,14 +20,11 @@ from pwm.cli.errors import CliError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType, TracebackType
     from typing import Any, Self
 
     from pwm.cli.invocation import Invocation
-    from pwm.cli.websocket import ExecSession
-
-READ_BYTES = 32 * 1024
-STOP_TIMEOUT_S = 1.0
 
 
 def shell(invocation: Invocation, *, words: tuple[str, ...], replica: int | None, no_tty: bool) -> int:
@@ -45,43 +40,35 @@ def shell(invocation: Invocation, *, words: tuple[str, ...], replica: int | None
 
 def run_on_terminal(invocation: Invocation, start: dict[str, Any], *, tty: bool) -> int:
     """Runs `start` (ExecStart as JSON) with our input and output; returns its exit code."""
-    from pwm.cli.websocket import ExecSession
+    from pwm.cli.shell_session import Screen, ShellSession
 
-    start = {**start, "tty": tty, "stdin": True}
-    if tty:
-        start["size"] = window_size()
     invocation.out.flush()
-    with RawTerminal(enabled=tty):
+    with RawTerminal(enabled=tty), WindowChanges(enabled=tty) as changes:
+        session = ShellSession(
+            invocation.client,
+            start,
+            screen=Screen(),
+            keyboard=sys.stdin.fileno(),
+            note=_beside_the_output(invocation, raw=tty),
+            window=window_size if tty else None,
+            wake=changes.descriptor,
+        )
         try:
-            session = ExecSession(invocation.client, start)
+            return session.run()
         except CliError as error:
-            error.exit_code = exit_codes.NEVER_STARTED
+            if error.exit_code != exit_codes.INTERRUPTED:
+                error.exit_code = exit_codes.LOST_SIGHT if session.begun else exit_codes.NEVER_STARTED
             raise
-        keyboard = Keyboard(session, tty=tty)
-        keyboard.start()
-        try:
-            return _print_until_end(session)
-        finally:
-            keyboard.stop()
-            session.close()
 
 
-def _print_until_end(session: ExecSession) -> int:
-    from pwm.cli.streams import Output
+def _beside_the_output(invocation: Invocation, *, raw: bool) -> Callable[[str], None]:
+    """Shows a line. A raw terminal does not return the carriage by itself, and the command may be in mid-line."""
 
-    output, printed = Output(), False
-    try:
-        for event in session.events():
-            if isinstance(event, int):
-                return event
-            channel, data = event
-            output.write([(channel, memoryview(data))])
-            printed = True
-    except CliError as error:
-        if not printed:
-            error.exit_code = exit_codes.NEVER_STARTED
-        raise
-    raise AssertionError("events() ends with an exit code or an error")
+    def note(text: str) -> None:
+        invocation.err.write(f"\r\n[{text}]\r\n" if raw else f"[{text}]\n")
+        invocation.err.flush()
+
+    return note
 
 
 def window_size() -> dict[str, int]:
@@ -124,60 +111,34 @@ def _end_of_process(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-class Keyboard:
-    """Forwards standard input and window sizes to the session, in a thread."""
+class WindowChanges:
+    """A descriptor that is readable when the size of the window has changed."""
 
-    def __init__(self, session: ExecSession, *, tty: bool) -> None:
-        self._session = session
-        self._tty = tty
-        self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_write, False)
-        self._thread = threading.Thread(target=self._run, name="keyboard", daemon=True)
+    def __init__(self, *, enabled: bool) -> None:
+        self._enabled = enabled
+        self.descriptor = self._wake = -1
         self._old_handler: Any = None
 
-    def start(self) -> None:
-        if self._tty:
-            # The handler only wakes the thread: a lock that it needed could be held by what it interrupts.
-            self._old_handler = signal.signal(signal.SIGWINCH, lambda *_: self._wake(b"w"))
-        self._thread.start()
+    def __enter__(self) -> Self:
+        if self._enabled:
+            self.descriptor, self._wake = os.pipe()
+            os.set_blocking(self._wake, False)
+            self._old_handler = signal.signal(signal.SIGWINCH, self._changed)
+        return self
 
-    def stop(self) -> None:
-        if self._tty:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._enabled:
             signal.signal(signal.SIGWINCH, self._old_handler)
-        self._wake(b"q")
-        # A server that takes no more input may hold the thread in a send; closing the session frees it.
-        self._thread.join(STOP_TIMEOUT_S)
+            os.close(self.descriptor)
+            os.close(self._wake)
 
-    def _wake(self, why: bytes) -> None:
+    def _changed(self, number: int, frame: FrameType | None) -> None:
         try:
-            os.write(self._wake_write, why)
+            os.write(self._wake, b"w")
         except BlockingIOError:
             return  # it is full of reasons to wake
-
-    def _run(self) -> None:
-        stdin = sys.stdin.fileno()
-        sources = [self._wake_read, stdin]
-        while True:
-            ready, _, _ = select.select(sources, [], [])
-            if self._wake_read in ready:
-                why = os.read(self._wake_read, 64)
-                if b"q" in why:
-                    return
-                self._session.send_size(**window_size())
-            if stdin in ready and not self._forward(stdin):
-                sources.remove(stdin)
-
-    def _forward(self, stdin: int) -> bool:
-        """Sends what can be read; False at the end of the input."""
-        try:
-            data = os.read(stdin, READ_BYTES)
-        except OSError:  # the terminal has gone
-            data = b""
-        if data:
-            self._session.send_stdin(data)
-            return True
-        self._session.end_stdin()
-        return False
 
 
 COMMANDS = {

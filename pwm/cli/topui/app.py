@@ -57,13 +57,13 @@ class TopApp(App[None]):
         self.snapshot = snapshot
         for screen in self.screen_stack:
             # Also those below: on the way back they show what is now.
-            if isinstance(screen, TablesScreen) and screen.is_mounted:
+            if isinstance(screen, TablesScreen) and screen.is_drawn:
                 screen.show(snapshot)
 
     def say_trouble(self, text: str) -> None:
         self.trouble = text
         for screen in self.screen_stack:
-            if isinstance(screen, TablesScreen) and screen.is_mounted:
+            if isinstance(screen, TablesScreen) and screen.is_drawn:
                 screen.show_state()
 
     def end(self, error: CliError) -> None:

@@ -19,7 +19,7 @@ from pwm.cli.topui.columns import printable
 from pwm.cli.topui.snapshot import Snapshot, read
 from pwm.cli.topui.tables import ProcessRow
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 5.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 3.0
 # Listing processes starts a program in each container: not as often as the figures.
 PROCESSES_EVERY_S = 3.0
 

@@ -95,6 +95,11 @@ class TablesScreen(Screen[None]):
     def top(self) -> TopApp:
         return cast("TopApp", self.app)
 
+    @property
+    def is_drawn(self) -> bool:
+        """Its parts are there: not yet when it has just been pushed, no more when the application ends."""
+        return self.is_mounted and bool(self.query("#gauges"))
+
     def compose(self) -> ComposeResult:
         with Horizontal(id="head"):
             yield Static("", id="place")

@@ -10,6 +10,9 @@ is a cursor, the JSON of the message without its data, sent behind the data; 255
 The service's generator runs in a task of its own that fills a small buffer, and the writer sends whatever waits: a slow
 client stops the generator (back-pressure), a fast generator is sent in batches instead of line by line. An error
 before the first byte becomes an ordinary error with its HTTP status.
+
+A client that has several servers asks for beats with the header `Pwm-Beat: SECONDS`, and gets it back: when nothing
+happened for so long it is sent an empty line (or frame), so that it can tell a silent stream from a frozen server.
 """
 
 import asyncio
@@ -44,6 +47,9 @@ HEADERS_AFTER_S = 0.25
 STALL_S = 60
 # Proxies close connections that are silent for a minute.
 SSE_BEAT_S = 15
+# What clients may ask for; more often would cost more than it tells.
+SHORTEST_BEAT_S, LONGEST_BEAT_S = 1, 60
+BEAT_HEADER = "Pwm-Beat"
 
 CURSOR_CHANNEL = 254
 END_CHANNEL = 255
@@ -54,8 +60,10 @@ class Form(Protocol):
     """How a stream is written."""
 
     content_type: str
-    # What is sent when nothing happened for SSE_BEAT_S; b"": nothing.
+    # What is sent when nothing happened for a while; b"": nothing can be.
     beat: bytes
+    # After how long, unless the client asks for something else; None: not at all.
+    beat_s: float | None
 
     def message(self, message: Any) -> bytes: ...
 
@@ -66,7 +74,8 @@ class Form(Protocol):
 
 class JsonLines:
     content_type = JSON_LINES
-    beat = b""
+    beat = b"\n"
+    beat_s: float | None = None
 
     def __init__(self, encoder: Encoder) -> None:
         self._encode = encoder.encode
@@ -81,6 +90,7 @@ class JsonLines:
 class EventStream:
     content_type = EVENT_STREAM
     beat = b":\n\n"
+    beat_s: float | None = SSE_BEAT_S
 
     def __init__(self, encoder: Encoder, *, has_revision: bool) -> None:
         self._encode = encoder.encode
@@ -99,7 +109,8 @@ class EventStream:
 
 class Frames:
     content_type = FRAMES
-    beat = b""
+    beat = _FRAME.pack(CURSOR_CHANNEL, 2) + b"{}"
+    beat_s: float | None = None
 
     def __init__(self, encoder: Encoder, response: type[Message], raw: access_pb2.RawStream) -> None:
         self._data = raw.data_field
@@ -125,6 +136,7 @@ class Frames:
 class PlainText:
     content_type = "text/plain; charset=utf-8"
     beat = b""
+    beat_s: float | None = None
 
     def __init__(self, raw: access_pb2.RawStream) -> None:
         self._data = raw.data_field
@@ -231,9 +243,12 @@ async def send(
         await _filled(buffer, HEADERS_AFTER_S)
         if buffer.error is not None and not buffer:
             raise buffer.error
+        beat_s = _wanted_beat_s(request, form)
         response = web.StreamResponse(headers={**headers, "Content-Type": form.content_type})
+        if beat_s is not None:
+            response.headers[BEAT_HEADER] = f"{beat_s:g}"
         await response.prepare(request)
-        await _write(request, response, buffer, form)
+        await _write(request, response, buffer, form, beat_s=beat_s or form.beat_s)
         return response, buffer.error
     finally:
         stream.ended.cancel()
@@ -253,8 +268,17 @@ async def _filled(buffer: _Buffer, timeout_s: float | None) -> bool:
     return True
 
 
-async def _write(request: web.BaseRequest, response: web.StreamResponse, buffer: _Buffer, form: Form) -> None:
-    beat_s = SSE_BEAT_S if form.beat else None
+def _wanted_beat_s(request: web.BaseRequest, form: Form) -> float | None:
+    """The seconds between beats that the client asks for; None when it does not, or the form has none."""
+    wanted = request.headers.get(BEAT_HEADER, "")
+    if not form.beat or not (wanted.isascii() and wanted.isdecimal() and len(wanted) < 4):
+        return None
+    return float(min(max(int(wanted), SHORTEST_BEAT_S), LONGEST_BEAT_S))
+
+
+async def _write(
+    request: web.BaseRequest, response: web.StreamResponse, buffer: _Buffer, form: Form, *, beat_s: float | None
+) -> None:
     try:
         while True:
             happened = await _filled(buffer, beat_s)

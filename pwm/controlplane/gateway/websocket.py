@@ -4,6 +4,9 @@ The first message is text, the JSON of an ExecRequest with `start`. Then bytes g
 front (0 stdin, 1 stdout, 2 stderr), because JSON would cost three times their size, and the rest (resize, closeStdin,
 exitCode) as text. An error is the text `{"error": …}`, and the socket closes.
 
+How a client goes tells what becomes of its command. One that closes the socket is done: the service is told to hang up.
+One whose connection breaks is not told of anything: with a session it may come back, here or at another replica.
+
 A browser sends the address of its page along; one from elsewhere is refused. Pings go out on a timer of our own:
 aiohttp's heartbeat wants its pong in time, and a client whose input waits for a command that does not read cannot send
 one. A client that is gone is found by TCP, which gives up on a ping that nobody acknowledges.
@@ -11,7 +14,7 @@ one. A client that is gone is found by TCP, which gives up on a ping that nobody
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -47,6 +50,10 @@ PING_S = 20
 # Time until TCP gives up on a peer that acknowledges nothing.
 TCP_GIVE_UP_MS = 60_000
 CLOSE_S = 5
+# For a client's good-bye to reach the agent. An agent that is away hangs up by itself.
+HANG_UP_S = 2
+# Codes of a close frame that say that the client is done: normal, going away (a browser's tab), and none at all.
+DONE_CODES = (0, 1000, 1001, 1005)
 
 Recheck = Callable[[], Awaitable[None]]
 # Lets the caller of a first message in; ApiError if not. Gives what checks it again.
@@ -71,7 +78,7 @@ class ExecSocket:
         ws.headers["X-Request-Id"] = context.request_id
         await ws.prepare(request)
         _give_up_on_silence(request)
-        error = await self._session(ws, rpc, context, stream, admit)
+        error = await _to_its_end(self._session(ws, rpc, context, stream, admit))
         try:
             async with asyncio.timeout(CLOSE_S):
                 if error is not None and not ws.closed:
@@ -126,9 +133,14 @@ class ExecSocket:
             if calling.done():
                 calling.result()
                 return None
-            if stream.ended.done():
-                return stream.ended.result()
-            return reading.result()
+            ended = stream.ended.result() if stream.ended.done() else None
+            lost = isinstance(reading.exception(), ConnectionError) if reading.done() else False
+            # A replica that stops is no reason to end a command, which its client finds again through another.
+            if not lost and (ended is None or ended.code is not Code.UNAVAILABLE):
+                await _hang_up(inbox, calling)
+            if ended is None:
+                reading.result()
+            return ended
         finally:
             tasks = (reading, calling, pinging)
             for task in tasks:
@@ -136,18 +148,18 @@ class ExecSocket:
             await asyncio.gather(*tasks, return_exceptions=True)
             await close(source)
 
-    async def _read(self, ws: web.WebSocketResponse, inbox: "asyncio.Queue[ExecRequest]") -> ApiError | None:
-        """Passes messages on until the client leaves."""
+    async def _read(self, ws: web.WebSocketResponse, inbox: "asyncio.Queue[ExecRequest]") -> None:
+        """Passes messages on until the client is done; ConnectionError when the connection broke."""
         while True:
             message = await self._receive(ws)
             if message is None:
-                return None
+                return
             if message.HasField("start"):
                 raise BadInput("start", "is the first message and no other")
             await inbox.put(message)
 
     async def _receive(self, ws: web.WebSocketResponse) -> ExecRequest | None:
-        """The next message; None when the client has left."""
+        """The next message; None when the client is done. ConnectionError when the connection broke."""
         received = await ws.receive()
         if received.type is WSMsgType.BINARY:
             if received.data[:1] != bytes([STDIN]):
@@ -157,30 +169,62 @@ class ExecSocket:
             message = ExecRequest()
             self._decoder.decode(parse_json(received.data.encode()), message)
             return message
-        return None
+        if received.type is WSMsgType.CLOSE and received.data in DONE_CODES:
+            return None
+        raise ConnectionResetError("the connection to the client broke")
 
     async def _write(self, ws: web.WebSocketResponse, source: AsyncIterator[Any]) -> None:
+        gone = False
         try:
             async for response in source:
-                output = response.output
-                member = output.WhichOneof("output")
                 async with asyncio.timeout(STALL_S) as stalled:
-                    if member == "stdout":
-                        await ws.send_bytes(bytes([STDOUT]) + output.stdout)
-                    elif member == "stderr":
-                        await ws.send_bytes(bytes([STDERR]) + output.stderr)
-                    else:
-                        await ws.send_str(self._encoder.encode(response).decode())
+                    try:
+                        if not gone:
+                            await self._send(ws, response)
+                    except ConnectionError:
+                        # Whoever reads finds out how the client went, and the service may still have to hear of it.
+                        gone = True
         except TimeoutError as error:
             if not stalled.expired():
                 raise
             raise ConnectionResetError("the client stopped reading") from error
+
+    async def _send(self, ws: web.WebSocketResponse, response: Any) -> None:
+        output = response.output
+        match output.WhichOneof("output"):
+            case "stdout":
+                await ws.send_bytes(bytes([STDOUT]) + output.stdout)
+            case "stderr":
+                await ws.send_bytes(bytes([STDERR]) + output.stderr)
+            case _:
+                await ws.send_str(self._encoder.encode(response).decode())
 
 
 async def _requests(first: ExecRequest, inbox: "asyncio.Queue[ExecRequest]") -> AsyncIterator[ExecRequest]:
     yield first
     while True:
         yield await inbox.get()
+
+
+async def _to_its_end(session: Coroutine[Any, Any, ApiError | None]) -> ApiError | None:
+    """Runs a session. aiohttp cancels who serves a connection that has gone; the session notices that by itself, and
+    may have read a good-bye before that has to be passed on."""
+    running = asyncio.ensure_future(session)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait({running}, timeout=CLOSE_S)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        raise
+
+
+async def _hang_up(inbox: "asyncio.Queue[ExecRequest]", calling: "asyncio.Task[None]") -> None:
+    """Tells the service that the client is done, ahead of input that waits, and lets it end."""
+    while not inbox.empty():
+        inbox.get_nowait()
+    inbox.put_nowait(ExecRequest(input=ExecInput(hang_up=True)))
+    await asyncio.wait({calling}, timeout=HANG_UP_S)
 
 
 async def _ping(ws: web.WebSocketResponse) -> None:

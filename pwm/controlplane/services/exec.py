@@ -1,12 +1,18 @@
-"""`pwm shell`: a command in a running container, its bytes passed between the caller and the agent."""
+"""`pwm shell`: a command in a running container, its bytes passed between the caller and the agent.
+
+Nothing of a shell is kept here: with a session (agent.proto, ExecSession) the agent holds the command and its output,
+and the client its input, until the other side has them. So any replica can take a connection over, and one
+that dies costs its clients a new connection.
+"""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 
 import grpc
 
 from pwm.api.v1 import services_pb2 as api
-from pwm.api.v1.agent_pb2 import OpenStream, RelayError, RelayResponse, StartExec
+from pwm.api.v1.agent_pb2 import ExecSession, OpenStream, RelayError, RelayResponse, StartExec
 from pwm.api.v1.workload_pb2 import Container, ContainerStatus, Workload
 from pwm.controlplane.agentlink import AgentLink, AgentRefused, AgentUnreachable, RelayStream
 from pwm.controlplane.auth import Authorizer
@@ -14,6 +20,13 @@ from pwm.controlplane.context import CallContext
 from pwm.controlplane.errors import ApiError, invalid, not_found, unavailable
 from pwm.controlplane.view import View
 
+_SESSION_ID = re.compile("[0-9a-f]{32}")
+_CODES: dict[int, grpc.StatusCode] = {
+    RelayError.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    RelayError.NOT_RUNNING: grpc.StatusCode.FAILED_PRECONDITION,
+    RelayError.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    RelayError.SUPERSEDED: grpc.StatusCode.ABORTED,
+}
 _FIND_SHELL = "for s in bash zsh ash; do command -v $s >/dev/null 2>&1 && exec $s; done; exec sh"
 
 
@@ -38,27 +51,30 @@ class ExecBridge:
             cmd=list(start.cmd) or ["sh", "-c", _FIND_SHELL],
             tty=start.tty,
             stdin=start.stdin,
+            user=context.principal.name,
         )
         if start.HasField("size"):
             question.size.CopyFrom(start.size)
+        if start.HasField("session"):
+            question.session.CopyFrom(_checked(start.session))
         try:
             async with self._agents.open(container.spec.node, OpenStream(exec=question)) as stream:
                 pump = asyncio.ensure_future(_pump(requests, stream))
                 try:
                     async for frame in stream:
-                        yield api.ExecResponse(output=frame.exec)
+                        output = frame.exec
+                        if output.HasField("attached"):
+                            output.attached.container = container.metadata.name
+                        yield api.ExecResponse(output=output)
+                        if output.HasField("exit_code") and not start.HasField("session"):
+                            return
                 finally:
                     pump.cancel()
                     await asyncio.gather(pump, return_exceptions=True)
         except AgentUnreachable as error:
             raise unavailable(f"{container.metadata.name} cannot be reached: {error}") from error
         except AgentRefused as error:
-            code = (
-                grpc.StatusCode.FAILED_PRECONDITION
-                if error.code == RelayError.NOT_RUNNING
-                else grpc.StatusCode.NOT_FOUND
-            )
-            raise ApiError(code, str(error)) from error
+            raise ApiError(_CODES.get(error.code, grpc.StatusCode.INTERNAL), str(error)) from error
 
     def _container(self, start: api.ExecStart, group: str) -> Container:
         workload: Workload | None = self._view.by_name("Workload", start.name, group=group)
@@ -66,9 +82,16 @@ class ExecBridge:
             raise not_found(
                 f"there is no workload {start.name} in group {group}", next_step="pwm get wk -A lists what there is"
             )
+        containers = self._view.containers_of(workload.metadata.uid)
+        if start.session.resume and start.container:
+            # Whatever became of it: its agent may still have what the command printed last.
+            for container in containers:
+                if container.metadata.name == start.container:
+                    return container
+            raise not_found(f"the container {start.container} is not there any more")
         running = [
             c
-            for c in self._view.containers_of(workload.metadata.uid)
+            for c in containers
             if c.status.phase == ContainerStatus.RUNNING
             and (not start.HasField("replica") or c.spec.replica == start.replica)
         ]
@@ -80,6 +103,14 @@ class ExecBridge:
                 next_step=f"pwm why wk {start.name} says why",
             )
         return running[0]
+
+
+def _checked(session: ExecSession) -> ExecSession:
+    if not _SESSION_ID.fullmatch(session.id):
+        raise invalid("start.session.id is 32 lower-case hex digits, drawn at random")
+    if not session.connection or session.received < 0:
+        raise invalid("start.session.connection counts from 1, and start.session.received is a number of bytes")
+    return session
 
 
 async def _pump(requests: AsyncIterator[api.ExecRequest], stream: RelayStream) -> None:

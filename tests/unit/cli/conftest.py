@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from pwm.cli import client as client_module
 from pwm.cli import main as cli
 
 
@@ -110,6 +111,8 @@ class FakeServer:
     def _stream(self, handler: BaseHTTPRequestHandler, stream: Stream) -> None:
         handler.send_response(200)
         handler.send_header("Transfer-Encoding", "chunked")
+        for name, value in self.headers.items():
+            handler.send_header(name, value)
         handler.end_headers()
 
         def chunk(data: bytes) -> None:
@@ -162,6 +165,13 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("PWM_CONFIG", "PWM_PROFILE", "PWM_SERVER", "PWM_TOKEN", "PWM_DEBUG", "FORCE_COLOR", "_PWM_COMPLETE"):
         monkeypatch.delenv(name, raising=False)
     return home
+
+
+@pytest.fixture(autouse=True)
+def servers_as_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests name their servers in the order in which they shall be asked, and forget what others found out."""
+    monkeypatch.setattr(client_module, "_order", list)
+    monkeypatch.setattr(client_module, "_avoided", {})
 
 
 @pytest.fixture

@@ -1,9 +1,15 @@
 """Servers are tried in turn, writes are repeated safely, and what the server says becomes the right exit code."""
 
 import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
+from pwm.cli import client as client_module
 from pwm.cli.client import Client, fits, quote
 from pwm.cli.errors import NoServerError, ServerError
 from pwm.cli.http1 import Broken, Server
@@ -15,6 +21,16 @@ def _unused_url() -> str:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+_order = client_module._order
+
+
+@contextmanager
+def _frozen() -> Iterator[str]:
+    """A server that takes connections and says nothing, as a stopped process does; its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
 
 
 def _client(*urls: str, warned: list[str] | None = None) -> Client:
@@ -136,7 +152,6 @@ def test_something_else_on_that_port_is_said(server: FakeServer, pwm: Pwm, conte
 def test_a_server_that_does_not_speak_http_is_said(pwm: Pwm, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         monkeypatch.setenv("PWM_SERVER", f"http://127.0.0.1:{listening.getsockname()[1]}")
-        import threading
 
         def answer() -> None:
             for _ in range(3):
@@ -229,3 +244,96 @@ def test_what_is_no_server_is_refused(text: str) -> None:
 
 def test_names_are_quoted_in_paths() -> None:
     assert quote("a b/ü?") == "a%20b%2F%C3%BC%3F"
+
+
+# --- several servers ------------------------------------------------------------------------------
+
+
+def test_each_user_of_each_machine_has_an_order_of_their_own_which_is_always_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    urls = [f"http://10.0.0.{n}:4700" for n in (1, 2, 3)]
+    orders = {}
+    for machine in range(200):
+        monkeypatch.setattr(socket, "gethostname", lambda name=f"login-{machine}": name)
+        orders[machine] = [server.url for server in _order([Server(url) for url in urls])]
+        assert orders[machine] == [server.url for server in _order([Server(url) for url in reversed(urls)])]
+    favourites = Counter(order[0] for order in orders.values())
+    assert sorted(favourites) == urls
+    assert min(favourites.values()) > 40, "clients spread over the replicas"
+
+
+def test_a_frozen_server_costs_two_seconds_once_and_the_next_one_answers(server: FakeServer) -> None:
+    server.on("GET", "/v1/whoami", {"user": "ada"})
+    with _frozen() as frozen:
+        client = _client(frozen, server.url)
+        began = time.monotonic()
+        assert client.call("GET", "/v1/whoami") == {"user": "ada"}
+        assert time.monotonic() - began < 2.5
+        client.close()
+        other = _client(frozen, server.url)
+        began = time.monotonic()
+        assert other.call("GET", "/v1/whoami") == {"user": "ada"}
+        assert time.monotonic() - began < 0.5, "all clients of the process know of it"
+        other.close()
+
+
+def test_a_server_that_freezes_between_two_calls_is_left_and_the_write_repeated_with_its_key(
+    server: FakeServer, other_server: FakeServer
+) -> None:
+    freeze = threading.Event()
+    server.on("GET", "/v1/whoami", {"user": "ada"})
+    server.on("GET", "/healthz", lambda request: freeze.is_set() and server.stopping.wait(10) and {})
+    server.on("POST", "/v1/workloads/a/stop", lambda request: server.stopping.wait(10) and {})
+    other_server.on("POST", "/v1/workloads/a/stop", {"changed": True, "revision": "7"})
+    client = _client(server.url, other_server.url)
+    client.call("GET", "/v1/whoami")
+    freeze.set()
+    assert client.call("POST", "/v1/workloads/a/stop", body={})["changed"] is True
+    keys = [s.of("POST", "/v1/workloads/a/stop")[0].headers["idempotency-key"] for s in (server, other_server)]
+    assert keys[0] == keys[1]
+    client.close()
+
+
+def test_a_server_that_is_only_slow_is_waited_for(server: FakeServer, other_server: FakeServer) -> None:
+    def slowly(request: object) -> dict[str, str]:
+        time.sleep(2.5)
+        return {"user": "ada"}
+
+    server.on("GET", "/v1/whoami", slowly)
+    server.on("GET", "/healthz", {})
+    client = _client(server.url, other_server.url)
+    assert client.call("GET", "/v1/whoami") == {"user": "ada"}
+    assert not other_server.requests
+    assert len(server.of("GET", "/healthz")) >= 2
+    client.close()
+
+
+def test_a_replica_that_is_cut_off_from_the_store_is_not_believed_while_another_knows_better(
+    server: FakeServer, other_server: FakeServer
+) -> None:
+    warned: list[str] = []
+    server.on("GET", "/v1/resources/Node", {"text": "old", "staleSince": "2026-01-02T03:04:05Z"})
+    other_server.on("GET", "/v1/resources/Node", {"text": "new"})
+    client = _client(server.url, other_server.url, warned=warned)
+    assert client.call("GET", "/v1/resources/Node")["text"] == "new"
+    assert not warned
+    client.close()
+    other_server.on("GET", "/v1/resources/Node", {"text": "old", "staleSince": "2026-01-02T03:04:06Z"})
+    client = _client(server.url, other_server.url, warned=warned)
+    assert client.call("GET", "/v1/resources/Node")["text"] == "old"
+    assert len(warned) == 1
+    client.close()
+
+
+def test_a_stream_whose_server_says_nothing_any_more_is_cut_soon(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "BEATLESS_S", 0.2)
+    server.headers = {"Pwm-Beat": "4"}
+    server.on("GET", "/v1/events", Stream([{"text": "a"}], hangs=True))
+    messages = _client(server.url).stream("/v1/events", timeout_s=None)
+    assert next(messages) == {"text": "a"}
+    assert server.requests[0].headers["pwm-beat"] == "4"
+    with pytest.raises(Broken):
+        next(messages)

@@ -25,10 +25,18 @@ WAIT_S = 20.0
 
 
 class FakeExec:
-    """Echoes input in upper case; `exit N` ends it, `fail` is an error of the server, `cut` drops the connection."""
+    """Echoes input in upper case; `exit N` ends it, `cut` drops the connection, whose session is there or gone then.
 
-    def __init__(self, server: FakeServer) -> None:
+    A session that is there goes on where it was: output and input are counted from its start.
+    """
+
+    def __init__(self, server: FakeServer, *, keeps_session: bool = True) -> None:
         self.start: dict[str, Any] = {}
+        self.starts: list[dict[str, Any]] = []
+        self._keeps_session = keeps_session
+        self._printed = b""
+        self.acknowledged = 0
+        self.closed_with: int | None = None
         self.sizes: list[dict[str, int]] = []
         self.authorization = ""
         self.stdin_closed = False
@@ -40,37 +48,55 @@ class FakeExec:
         socket = web.WebSocketResponse()
         await socket.prepare(request)
         self.start = json.loads(await socket.receive_str())["start"]
+        self.starts.append({name: self.start.pop(name) for name in ("session", "container") if name in self.start})
         if self.start["name"] == "absent":
             error = {"code": 9, "message": "workload absent is not running"}
             await socket.send_str(json.dumps({"error": error}))
             return socket
-        await socket.send_bytes(STDOUT + b"ready\r\n")
-        await socket.send_bytes(STDERR + b"on stderr\n")
+        session = self.starts[-1]["session"]
+        if session.get("resume") and not self._keeps_session:
+            await socket.send_str(json.dumps({"error": {"code": 5, "message": "the session is over"}}))
+            return socket
+        attached = {"container": "train.0.1", "inputTaken": str(self.received)}
+        await socket.send_str(json.dumps({"output": {"attached": attached}}))
+        if session.get("resume"):
+            await socket.send_bytes(STDOUT + self._printed[int(session["received"]) :])
+        else:
+            await self._print(socket, b"ready\r\n")
+            await self._print(socket, b"on stderr\n", channel=STDERR)
         async for message in socket:
             if message.type is WSMsgType.BINARY:
                 if not await self._input(socket, request, message.data[1:]):
                     break
             elif message.type is WSMsgType.TEXT and not await self._control(socket, json.loads(message.data)):
                 break
+        self.closed_with = socket.close_code
         return socket
+
+    async def _print(self, socket: web.WebSocketResponse, data: bytes, *, channel: bytes = STDOUT) -> None:
+        self._printed += data
+        await socket.send_bytes(channel + data)
 
     async def _input(self, socket: web.WebSocketResponse, request: web.Request, data: bytes) -> bool:
         self.received += len(data)
+        await socket.send_str(json.dumps({"output": {"inputTaken": str(self.received)}}))
         if data.startswith(b"exit"):
             await socket.send_str(json.dumps({"output": {"exitCode": int(data[5:].strip())}}))
             return False
         if data.startswith(b"cut"):
             assert request.transport is not None
+            self._printed += b"printed meanwhile\r\n"
             request.transport.abort()
             return False
-        await socket.send_bytes(STDOUT + data.upper().replace(b"\3", b"^C"))
+        await self._print(socket, data.upper().replace(b"\3", b"^C"))
         return True
 
     async def _control(self, socket: web.WebSocketResponse, document: dict[str, Any]) -> bool:
         sent = document["input"]
         if "resize" in sent:
             self.sizes.append(sent["resize"])
-            await socket.send_bytes(STDOUT + b"resized\r\n")
+            await self._print(socket, b"resized\r\n")
+        self.acknowledged = int(sent.get("acknowledged", self.acknowledged))
         if sent.get("closeStdin"):
             self.stdin_closed = True
             await socket.send_str(json.dumps({"output": {"exitCode": 0}}))
@@ -173,13 +199,41 @@ def test_the_terminal_is_restored_when_the_program_is_told_to_stop(
         assert person.process.wait(WAIT_S) == 128 + number
 
 
-def test_the_terminal_is_restored_when_the_connection_is_lost(server: FakeServer, terminal: Open) -> None:
-    FakeExec(server)
+def test_a_lost_connection_is_replaced_and_both_sides_go_on_where_they_were(server: FakeServer, terminal: Open) -> None:
+    fake = FakeExec(server)
     with terminal("shell", "wk", "train") as person:
         person.wait_for(b"ready")
         person.type(b"cut")
-        person.wait_for(b"the connection to the container was lost")
-        assert person.process.wait(WAIT_S) == 6
+        person.wait_for(b"printed meanwhile")
+        person.type(b"more")
+        person.wait_for(b"MORE")
+        person.type(b"exit 3")
+        assert person.process.wait(WAIT_S) == 3
+    assert b"connection" not in person.screen
+    first, second = (start["session"] for start in fake.starts)
+    assert len(first["id"]) == 32
+    assert first == {"id": second["id"], "connection": 1}
+    printed = len(b"ready\r\non stderr\n")
+    assert second == {"id": first["id"], "connection": 2, "resume": True, "received": str(printed)}
+    assert fake.starts[1]["container"] == "train.0.1"
+
+
+def test_a_session_that_is_gone_ends_with_255_and_restores_the_terminal(server: FakeServer, terminal: Open) -> None:
+    FakeExec(server, keeps_session=False)
+    with terminal("shell", "wk", "train") as person:
+        person.wait_for(b"ready")
+        person.type(b"cut")
+        person.wait_for(b"error: the session is over")
+        assert person.process.wait(WAIT_S) == 255
+
+
+def test_the_server_is_told_that_a_client_is_done(server: FakeServer, terminal: Open) -> None:
+    fake = FakeExec(server)
+    with terminal("shell", "wk", "train") as person:
+        person.wait_for(b"ready")
+        person.process.send_signal(signal.SIGHUP)
+        assert person.process.wait(WAIT_S) == 128 + signal.SIGHUP
+    assert fake.closed_with == 1000
 
 
 def test_pipes_pass_input_and_keep_output_and_error_apart(server: FakeServer, pwm: Pwm) -> None:
@@ -191,6 +245,7 @@ def test_pipes_pass_input_and_keep_output_and_error_apart(server: FakeServer, pw
     assert result.stderr == b"on stderr\n"
     assert fake.stdin_closed
     assert fake.start["tty"] is False
+    assert fake.acknowledged > len(data) // 2, "the agent need not keep what was printed"
 
 
 def test_a_command_that_could_not_be_started_ends_with_125(server: FakeServer, pwm: Pwm) -> None:

@@ -51,6 +51,8 @@ class World:
     requests: list[Any] = field(default_factory=list)
     contexts: list[CallContext] = field(default_factory=list)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    # A shell's client was done.
+    hung_up: asyncio.Event = field(default_factory=asyncio.Event)
     started: asyncio.Event = field(default_factory=asyncio.Event)
     go_on: asyncio.Event = field(default_factory=asyncio.Event)
     tokens: dict[str, Caller] = field(
@@ -212,6 +214,9 @@ class Workloads(WorkloadServiceServicer):
                     yield s.ExecResponse(output=ExecOutput(stderr=size.encode()))
                 elif kind == "close_stdin":
                     yield s.ExecResponse(output=ExecOutput(exit_code=3))
+                    return
+                elif kind == "hang_up":
+                    self.world.hung_up.set()
                     return
         finally:
             self.world.cancelled.set()

@@ -134,16 +134,19 @@ async def test_a_message_that_is_too_long_closes_the_session(gateway: Any, world
         await world.cancelled.wait()
 
 
-async def test_a_client_that_leaves_ends_the_command(gateway: Any, world: Any) -> None:
+@pytest.mark.parametrize("code", [1000, 1001])
+async def test_a_client_that_closes_is_done_and_its_command_is_hung_up_on(gateway: Any, world: Any, code: int) -> None:
     async with session(gateway) as socket:
         await socket.send(START)
-        async with asyncio.timeout(5):
-            await world.started.wait()
+        for _ in range(12):
+            await socket.send(b"\x00input")
+        await socket.close(code)
     async with asyncio.timeout(5):
+        await world.hung_up.wait()
         await world.cancelled.wait()
 
 
-async def test_a_client_that_vanishes_ends_the_command(gateway: Any, world: Any) -> None:
+async def test_a_client_that_vanishes_may_come_back_and_its_command_is_only_let_go(gateway: Any, world: Any) -> None:
     async with session(gateway) as socket:
         await socket.send(START)
         async with asyncio.timeout(5):
@@ -151,6 +154,19 @@ async def test_a_client_that_vanishes_ends_the_command(gateway: Any, world: Any)
         socket.transport.abort()
         async with asyncio.timeout(5):
             await world.cancelled.wait()
+    assert not world.hung_up.is_set()
+
+
+@pytest.mark.parametrize("code", [1002, 1011, 1012, 4000])
+async def test_a_client_that_closes_for_trouble_may_come_back(gateway: Any, world: Any, code: int) -> None:
+    async with session(gateway) as socket:
+        await socket.send(START)
+        async with asyncio.timeout(5):
+            await world.started.wait()
+        await socket.close(code)
+        async with asyncio.timeout(5):
+            await world.cancelled.wait()
+    assert not world.hung_up.is_set()
 
 
 async def test_a_server_that_stops_says_so(world: Any, start: Any) -> None:
@@ -163,6 +179,7 @@ async def test_a_server_that_stops_says_so(world: Any, start: Any) -> None:
             assert (await refusal(socket))["message"] == "this controller is stopping"
             await stop
     assert world.cancelled.is_set()
+    assert not world.hung_up.is_set(), "its client finds the command again through another replica"
 
 
 async def test_a_revoked_token_ends_the_session(gateway: Any, world: Any) -> None:
@@ -176,6 +193,7 @@ async def test_a_revoked_token_ends_the_session(gateway: Any, world: Any) -> Non
         del world.tokens["pwm_ann"]
         await gateway.gateway._streams.recheck()
         assert (await refusal(socket))["code"] == 16
+    assert world.hung_up.is_set()
 
 
 async def test_a_session_ends_at_its_deadline(gateway: Any, world: Any) -> None:

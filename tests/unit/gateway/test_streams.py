@@ -329,7 +329,7 @@ async def test_a_client_that_never_reads_is_cut_off(gateway: Any, world: Any, mo
 
 
 async def test_a_silent_event_stream_beats(gateway: Any, world: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(streams, "SSE_BEAT_S", 0.01)
+    monkeypatch.setattr(streams.EventStream, "beat_s", 0.01)
     world.watch = lambda request: endless(world)
     stream = await Stream.open(gateway, "/v1/watch/Workload", b"Accept: text/event-stream\r\n")
     await stream.head()
