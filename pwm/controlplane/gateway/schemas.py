@@ -27,6 +27,7 @@ _SCALARS: dict[int, Schema] = {
     _F.TYPE_UINT32: {"type": "integer", "format": "int64", "minimum": 0, "maximum": 2 * _INT32_LIMIT - 1},
     _F.TYPE_INT64: {"type": "string", "format": "int64", "pattern": "^-?[0-9]{1,19}$"},
     _F.TYPE_UINT64: {"type": "string", "format": "uint64", "pattern": "^[0-9]{1,20}$"},
+    _F.TYPE_FIXED64: {"type": "string", "format": "uint64", "pattern": "^[0-9]{1,20}$"},
 }
 
 _WELL_KNOWN: dict[str, Schema] = {
@@ -65,8 +66,18 @@ class Schemas:
         schema = self.components[component_name(descriptor)]
         for name in without:
             schema["properties"].pop(descriptor.fields_by_name[name].json_name, None)
-        schema["additionalProperties"] = False
+        self._close(descriptor)
         return reference
+
+    def _close(self, descriptor: Descriptor) -> None:
+        """Of a body, and of messages in it: the decoder takes no fields that it does not know."""
+        schema = self.components.get(component_name(descriptor), {})
+        if "properties" not in schema or "additionalProperties" in schema:
+            return
+        schema["additionalProperties"] = False
+        for field in descriptor.fields:
+            if field.message_type is not None:
+                self._close(field.message_type)
 
     def field(self, field: FieldDescriptor) -> Schema:
         """The schema of a field with its description."""

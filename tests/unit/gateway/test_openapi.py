@@ -105,6 +105,12 @@ def test_what_the_gateway_answers_fits_the_document(described: dict[str, Any]) -
     apply = s.ApplyRequest(dry_run=True)
     json_format.ParseDict({"kind": "Workload", "spec": {"a": [1, None, True]}}, apply.documents.add())
     validator(described, "ApplyRequest").validate(encoded(apply))
+    apply.manifests.add(text="kind: Workload\n", first_line=7)
+    validator(described, "ApplyRequest").validate(encoded(apply))
+    assert not validator(described, "ApplyRequest").is_valid({"manifests": [{"txet": ""}]})
+    refused = s.ApplyResult(outcome="REFUSED", manifest=1)
+    refused.problems.add(message="not valid YAML", line=2, column=5)
+    validator(described, "ApplyResponse").validate(encoded(s.ApplyResponse(results=[refused])))
     inspect = s.InspectResponse(containers=[s.ContainerInspection(container="a", error="gone")])
     validator(described, "InspectResponse").validate(encoded(inspect))
 
