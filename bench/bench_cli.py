@@ -43,9 +43,9 @@ def serve(rows: int, pipe: Connection) -> None:
 async def _serve(rows: int, pipe: Connection) -> None:
     from prometheus_client import CollectorRegistry
 
-    from pwm.controlplane.plane import ControlPlane
     from pwm.controlplane.clock import Clock
     from pwm.controlplane.gateway.gateway import Gateway
+    from pwm.controlplane.plane import ControlPlane
     from pwm.controlplane.store.keys import Keys
     from pwm.controlplane.store.memory import MemoryKV
     from pwm.version import VERSION

@@ -14,6 +14,7 @@ import docker
 
 from pwm.api.v1.events_pb2 import Event
 from pwm.api.v1.store_pb2 import Record
+from pwm.api.v1.workload_pb2 import ContainerStatus
 from pwm.controlplane.store.etcd import EtcdKV
 from pwm.controlplane.store.keys import Keys
 from pwm.controlplane.store.kv import WatchEvent, prefix_end
@@ -120,6 +121,21 @@ class Judge:
             )  # fmt: skip
 
         return (await self._until(placed, limit_s)).at_s - moment_s
+
+    async def running_after(self, workload: str, moment_s: float, *, limit_s: float) -> float:
+        """Seconds from the moment until a container of the workload ran."""
+
+        def runs() -> Seen | None:
+            return next(
+                (
+                    s for s in reversed(self.events)
+                    if s.event.container_reported.phase == ContainerStatus.RUNNING
+                    and s.event.name.startswith(f"{workload}.")
+                ),
+                None,
+            )  # fmt: skip
+
+        return (await self._until(runs, limit_s)).at_s - moment_s
 
     async def _until(self, find: Any, limit_s: float) -> Any:
         async with asyncio.timeout(limit_s):

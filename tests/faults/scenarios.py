@@ -6,7 +6,7 @@ distribution. Promises that are not figures (nothing lost, nothing doubled, noth
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from tests.faults.bench_put import Putter
@@ -49,11 +49,11 @@ class Scene:
                 return host
         raise AssertionError("etcd has no leader")
 
-    async def begin_workload(self) -> str:
+    async def begin_workload(self, *, command: Sequence[str] = ("true",)) -> str:
         """A workload for the next leader to place. Applied, from now on, at whatever controller lives."""
         self.number += 1
         name = f"probe-{self.number}"
-        await self.ledger.apply_until_acknowledged(name)
+        await self.ledger.apply_until_acknowledged(name, command=command)
         return name
 
     async def settle(self) -> None:
