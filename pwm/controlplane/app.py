@@ -23,6 +23,7 @@ from pwm.controlplane.gateway.gateway import Gateway
 from pwm.controlplane.plane import ControlPlane
 from pwm.controlplane.store import errors as store_errors
 from pwm.controlplane.store.etcd import EtcdKV
+from pwm.controlplane.store.etcd_quota import Quotas
 from pwm.controlplane.store.keys import Keys
 from pwm.version import VERSION
 
@@ -48,7 +49,7 @@ async def run(config: ControllerConfig, stop: asyncio.Event) -> None:
     clock = Clock()
     replica = config.replica or f"{config.hostname}-{clock.new_id()[-6:]}"
     async with AsyncExitStack() as stack:
-        kv = await stack.enter_async_context(EtcdKV(config.etcd))
+        kv = await stack.enter_async_context(EtcdKV(config.etcd, quota_of=Quotas()))
         plane = ControlPlane(
             kv=kv,
             keys=Keys(config.prefix.encode()),

@@ -224,6 +224,21 @@ class Commands:
 
 
 def _out_of_reach(error: store_errors.KVError) -> ApiError:
+    if isinstance(error, store_errors.StoreInDoubt):
+        return unavailable(
+            f"nothing is changed until an admin decides: {error}",
+            next_step="`pwm admin status` says what happened; `pwm admin accept-restore` goes on from what there is",
+        )
+    if isinstance(error, store_errors.NoSpace):
+        return unavailable(
+            "the change was not saved: etcd is out of space",
+            next_step="try again in a minute: PWM is making room; if that does not help, raise etcd's quota",
+        )
+    if isinstance(error, store_errors.Ambiguous):
+        return unavailable(
+            f"the change may or may not have been saved: the control plane's store did not answer ({error})",
+            next_step="look, or do it once more: what was saved is not done twice",
+        )
     return unavailable(
         f"the change was not saved: the control plane's store is out of reach ({error})",
         next_step="try again in a moment; `pwm admin status` shows the state of etcd",

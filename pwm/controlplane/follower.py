@@ -2,20 +2,27 @@
 
 One task per replica. When the watch was compacted away, or an event does not follow what the view holds,
 the view is built again from the heads; readers keep their old messages and subscribers start over. While
-the store is out of reach the view stays readable, and says since when it may be old.
+the store is out of reach the view stays readable, and says since when it may be old. The same goes for a store
+that seems to have been restored from an older snapshot: what was there before it is kept until an admin decides.
+
+An event that only a newer version of PWM understands is not folded: the state after it is in the stream's head.
 """
 
 import asyncio
 import gc
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import structlog
 
 from pwm.api.v1.events_pb2 import Event
+from pwm.api.v1.store_pb2 import Doubt
 from pwm.controlplane.clock import Clock
+from pwm.controlplane.core.evolve import STATE_TYPES, understood
 from pwm.controlplane.store import errors as store_errors
+from pwm.controlplane.store.commits import StoredEvent
 from pwm.controlplane.store.eventstore import EventStore
-from pwm.controlplane.view import OutOfStep, View
+from pwm.controlplane.view import Entry, OutOfStep, View
 
 log = structlog.get_logger(__name__)
 
@@ -23,9 +30,27 @@ log = structlog.get_logger(__name__)
 RETRY_DELAY_S = 0.3
 
 
+class Custody(Protocol):
+    """Who knows whether the store is still the one that was followed before: `store.lineage`."""
+
+    @property
+    def doubt(self) -> Doubt | None: ...
+
+    async def settled(self) -> None: ...
+
+
 class Follower:
-    def __init__(self, *, store: EventStore, view: View, clock: Clock, on_loaded: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        *,
+        store: EventStore,
+        view: View,
+        clock: Clock,
+        on_loaded: Callable[[], None],
+        custody: Custody | None = None,
+    ) -> None:
         """`on_loaded` is called when the view was built anew, for whoever keeps something in step with it."""
+        self._custody = custody
         self._store = store
         self._view = view
         self._clock = clock
@@ -37,7 +62,11 @@ class Follower:
         """For ever; cancel to stop."""
         while True:
             try:
+                if self._view.synced:
+                    await self._until_settled()
+                # One that has just been started has nothing better to show than what is there.
                 await self._bootstrap()
+                await self._until_settled()
                 await self._follow()
             except (store_errors.RebuildNeeded, OutOfStep) as error:
                 log.warning("view is rebuilt", why=str(error))
@@ -45,6 +74,11 @@ class Follower:
             except store_errors.StoreError as error:
                 self.out_of_reach(str(error))
                 await asyncio.sleep(RETRY_DELAY_S)
+
+    async def _until_settled(self) -> None:
+        if self._custody is not None and self._custody.doubt is not None:
+            self.out_of_reach(self._custody.doubt.why)
+            await self._custody.settled()
 
     def out_of_reach(self, why: str) -> None:
         if not self.stale_since_ms:
@@ -85,5 +119,17 @@ class Follower:
             self.in_reach()
             for stored in changes.events:
                 event = Event.FromString(stored.event)
-                self._view.apply(event, stored.revision)
+                if understood(event, len(stored.event)):
+                    self._view.apply(event, stored.revision)
+                else:
+                    await self._adopt(event, stored)
             self._view.advance(changes.revision)
+
+    async def _adopt(self, event: Event, stored: StoredEvent) -> None:
+        """Also other versions' heads keep what this one does not know, and give it back when they are rewritten."""
+        log.info("written by a newer version", kind=event.kind, uid=event.uid, version=event.version)
+        head = await self._store.head(stored.stream)
+        state_type: Any = STATE_TYPES.get(event.kind)
+        ended = state_type is None or head is None or head.removed_at_ms
+        entry = None if ended or head is None else Entry(state_type.FromString(head.state), head.revision)
+        self._view.adopt(event, stored.revision, head=entry)

@@ -77,6 +77,8 @@ class PeerDoor(peer_pb2_grpc.PeerServiceServicer):
         answer.time.CopyFrom(timestamp(self._clock.now_ms()))
         if since_ms := self._stale_since_ms():
             answer.stale_since.CopyFrom(timestamp(since_ms))
+        for node, containers in self._dispatcher.held().items():
+            answer.held.add(node=node, containers=containers)
         for agent in self._dispatcher.agents():
             answer.agents.add(
                 node=agent.node, epoch=agent.epoch, version=agent.version, last_heard=timestamp(agent.last_heard_ms)

@@ -45,6 +45,7 @@ from pwm.controlplane.services.exec import ExecBridge
 from pwm.controlplane.services.explaining import Explainer
 from pwm.controlplane.services.logs import LogReader
 from pwm.controlplane.services.resources import ResourceService
+from pwm.controlplane.services.restore import Restore
 from pwm.controlplane.services.system import SystemService
 from pwm.controlplane.services.usage import UsageService
 from pwm.controlplane.services.workloads import WorkloadService
@@ -54,6 +55,7 @@ from pwm.controlplane.store.election import leaders
 from pwm.controlplane.store.eventstore import EventStore
 from pwm.controlplane.store.keys import Keys
 from pwm.controlplane.store.kv import KV
+from pwm.controlplane.store.lineage import Lineage
 from pwm.controlplane.store.registry import Registry
 from pwm.controlplane.store.retention import Retention
 from pwm.controlplane.view import View, ViewChange
@@ -85,7 +87,15 @@ class ControlPlane:
         """`address` is where users reach this replica, `peer_address` where agents and other replicas do; whoever
         shows the `peer_token` can read the store, where it is announced.
         """
-        self.kv = kv
+        self.lineage = Lineage(
+            kv,
+            keys=keys,
+            replica=replica,
+            now_ms=clock.now_ms,
+            new_id=clock.new_id,
+            on_turn=self._lineage_turned,
+        )
+        self.kv = kv = self.lineage
         self.clock = clock
         self.times = times
         self.replica = replica
@@ -94,12 +104,14 @@ class ControlPlane:
         self.cluster = Cluster()
         self.view.observe(self._account)
         self.commands = Commands(store=self.store, view=self.view, clock=clock)
-        self.follower = Follower(store=self.store, view=self.view, clock=clock, on_loaded=self._account_all)
+        self.follower = Follower(
+            store=self.store, view=self.view, clock=clock, on_loaded=self._account_all, custody=self.lineage
+        )
         self.queries = Queries(
             view=self.view, cluster=self.cluster, clock=clock, contact=lambda node: self.presence.contact(node)
         )
         self.presence = Presence(
-            registry=Registry(kv, keys=keys),
+            registry=Registry(self.lineage.beside(), keys=keys),
             replica=replica,
             about={
                 "address": address,
@@ -121,6 +133,7 @@ class ControlPlane:
             presence=self.presence,
             authenticate=self.authenticator.node,
             times=times,
+            custody=self.lineage,
         )
         self.peers = Peers(
             replica=replica, presence=self.presence, kv=kv, keys=keys, dial=dial_peer, refused=peer_refuses
@@ -189,7 +202,7 @@ class ControlPlane:
             group.create_task(self.presence.run())
             group.create_task(self.dispatcher.run())
             group.create_task(self._ping())
-            group.create_task(watch_space(self.kv))
+            group.create_task(watch_space(self.lineage))
             group.create_task(self.roles.run())
             group.create_task(self.peers.run())
             group.create_task(self._listen())
@@ -199,13 +212,23 @@ class ControlPlane:
         while True:
             try:
                 async with asyncio.timeout(PING_TIMEOUT_S):
-                    await self.kv.range(b"\0")
+                    await self.lineage.check()
             except (TimeoutError, store_errors.StoreError) as error:
                 self.follower.out_of_reach(str(error) or f"no answer within {PING_TIMEOUT_S:.0f} s")
             else:
-                if self.view.synced:
+                if self.lineage.doubt is not None:
+                    self.follower.out_of_reach(self.lineage.doubt.why)
+                elif self.view.synced:
                     self.follower.in_reach()
             await asyncio.sleep(PING_EVERY_S)
+
+    def _lineage_turned(self) -> None:
+        """The store has gone back, or it was decided what follows from that."""
+        if self.lineage.doubt is None:
+            self.view.distrust()
+        # As long as there was doubt nobody could be lost: nobody must be lost for it afterwards.
+        self.presence.begin_anew()
+        self.dispatcher.restart_sessions()
 
     async def _listen(self) -> None:
         """Notices that agents cannot reach this replica, and says so."""
@@ -272,6 +295,7 @@ class ControlPlane:
             leaders=self.leaders,
             roles=self.roles.wanted,
             stale_since_ms=self.stale_since_ms,
+            doubt=lambda: self.lineage.doubt,
         )
         return AdminService(
             view=self.view,
@@ -281,6 +305,7 @@ class ControlPlane:
             presence=self.presence,
             status=status,
             drill=Drill(status=status, replicas=replicas, clock=self.clock),
+            restore=Restore(lineage=self.lineage, store=self.store, view=self.view, replicas=replicas),
         )
 
     def _workload_service(self) -> WorkloadService:

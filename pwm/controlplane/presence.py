@@ -150,6 +150,11 @@ class Presence:
         self._connected, self._epochs = connected, entries.epochs
         self._changed.set()
 
+    def begin_anew(self) -> None:
+        """Count silence from now on: until now it meant nothing, because no node could be heard or lost."""
+        self._silent_since_s.clear()
+        self._listening_since_s = self._clock.monotonic_s()
+
     def holder(self, node: str) -> str:
         """The replica that holds the node's session; empty: none does."""
         return self._connected.get(node, "")

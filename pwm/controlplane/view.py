@@ -111,7 +111,9 @@ class View:
     # ---- writing: the follower only
 
     def load(self, kind: str, uid: str, *, state: bytes, revision: int) -> None:
-        """One head, at bootstrap."""
+        """One head, at bootstrap. Kinds that only a newer version knows are left out."""
+        if kind not in STATE_TYPES:
+            return
         message: Any = STATE_TYPES[kind].FromString(state)
         self._kinds[kind][uid] = Entry(message, revision)
         if kind == "Container":
@@ -134,6 +136,10 @@ class View:
         for subscription in list(self._subscriptions):
             subscription.resync()
 
+    def distrust(self) -> None:
+        """What it holds belongs to another log: whoever waits for a revision waits until it has been built anew."""
+        self.synced = False
+
     def loaded(self, revision: int) -> None:
         """All heads of `revision` are in: the view may be read."""
         self.revision = revision
@@ -148,20 +154,41 @@ class View:
         entry = entries.get(event.uid)
         before = entry.state if entry else None
         if before is not None and event.version <= before.metadata.version:
+            if revision > self.revision:
+                # The state came from a head that was newer: what happened is told all the same.
+                self._tell(ViewChange(event.kind, event.uid, before, before, event, revision))
             return
         expected = before.metadata.version + 1 if before is not None else 1
         if event.version != expected and not (before is None and event.WhichOneof("payload") == "removed"):
             raise OutOfStep(f"{event.kind}/{event.uid}: version {event.version} after {expected - 1}")
         removed = event.WhichOneof("payload") == "removed"
         after = None if removed else evolve(before, event)
-        if after is None:
-            entries.pop(event.uid, None)
-        else:
-            entries[event.uid] = Entry(after, revision)
+        self._put(event, revision, Entry(after, revision) if after is not None else None)
+
+    def adopt(self, event: Event, revision: int, *, head: Entry | None) -> None:
+        """An event that this version cannot fold: its stream is as its head says, which may be newer than the event.
+
+        `head` is None when the stream has ended.
+        """
+        entries = self._kinds.get(event.kind)
+        entry = entries.get(event.uid) if entries is not None else None
+        if entries is None or (entry is not None and event.version <= entry.state.metadata.version):
+            return
+        self._put(event, revision, head)
+
+    def _put(self, event: Event, revision: int, entry: Entry | None) -> None:
+        entries = self._kinds[event.kind]
+        held = entries.pop(event.uid, None) if entry is None else entries.get(event.uid)
+        if entry is not None:
+            entries[event.uid] = entry
+        before = held.state if held is not None else None
+        after = entry.state if entry is not None else None
         self._index(event.kind, event.uid, before, after)
-        event.revision = revision
-        self.recent_events.append(event)
-        change = ViewChange(event.kind, event.uid, before, after, event, revision)
+        self._tell(ViewChange(event.kind, event.uid, before, after, event, revision))
+
+    def _tell(self, change: ViewChange) -> None:
+        change.event.revision = change.revision
+        self.recent_events.append(change.event)
         for observer in self._observers:
             observer(change)
         for subscription in self._subscriptions:

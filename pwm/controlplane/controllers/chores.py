@@ -2,13 +2,14 @@
 because no leader can be elected once etcd refuses new leases."""
 
 import asyncio
+from contextlib import suppress
 
 import structlog
 
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.store import errors as store_errors
 from pwm.controlplane.store.commits import Guard
-from pwm.controlplane.store.kv import KV
+from pwm.controlplane.store.lineage import Lineage
 from pwm.controlplane.store.retention import Retention
 from pwm.controlplane.store.space import look_after_space
 
@@ -16,7 +17,10 @@ log = structlog.get_logger(__name__)
 
 # A pass reads every head's version: cheap enough each ten minutes, often enough for a log that fills slowly.
 RETENTION_EVERY_S = 600.0
+# Looked at this often, or as soon as something was refused for want of space, but not without a pause in between:
+# making room costs etcd a moment in which it does nothing else.
 SPACE_EVERY_S = 20.0
+SPACE_PAUSE_S = 1.0
 
 
 async def keep_retention(retention: Retention, *, clock: Clock, fence: Guard) -> None:
@@ -30,11 +34,20 @@ async def keep_retention(retention: Retention, *, clock: Clock, fence: Guard) ->
             log.warning("retention waits", why=str(error))
 
 
-async def watch_space(kv: KV) -> None:
+async def watch_space(lineage: Lineage) -> None:
     """Until cancelled."""
+    warned = False
     while True:
+        lineage.no_space.clear()
         try:
-            await look_after_space(kv)
+            space = await look_after_space(lineage)
         except store_errors.StoreError as error:
             log.debug("etcd's space is unknown", why=str(error))
-        await asyncio.sleep(SPACE_EVERY_S)
+        else:
+            if space.scarce and not warned:
+                log.warning("etcd runs out of space", used_bytes=space.used_bytes, quota_bytes=space.quota_bytes)
+            warned = space.scarce
+        await asyncio.sleep(SPACE_PAUSE_S)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SPACE_EVERY_S):
+                await lineage.no_space.wait()

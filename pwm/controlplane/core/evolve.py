@@ -89,6 +89,18 @@ def _handle(state: State, event: ev.Event) -> None:
     _HANDLERS[payload](state, event)
 
 
+def understood(event: ev.Event, size_bytes: int) -> bool:
+    """Whether this version knows everything that the event says; `size_bytes` is what it was read from.
+
+    A newer one may have written a payload, or a field, that is unknown here. It is dropped from `event`: the state
+    after it is only in the head of its stream.
+    """
+    if event.WhichOneof("payload") is None:
+        return False
+    event.DiscardUnknownFields()
+    return event.ByteSize() == size_bytes
+
+
 def _stamp(state: State, event: ev.Event) -> None:
     metadata = state.metadata
     metadata.version = event.version

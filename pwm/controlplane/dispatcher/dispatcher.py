@@ -1,21 +1,33 @@
 """Serves agents: the `Session` and `Relay` rpcs of agent.proto, and `AgentLink` to the services.
 
-A session begins when the node's presence is written to the store: the revision of that write is its epoch,
-so a newer session, on this replica or another, always has a higher one, and reports of the older are
-refused by the store itself.
+A session begins when the node's presence is written to the store: the revision of that write, below the store's
+incarnation, is its epoch, so a newer session, on this replica or another, always has a higher one, and reports of
+the older are refused by the store itself. Agents say which epoch they have obeyed before: one that the store
+cannot have given out yet tells that it was restored from an older snapshot. While that is in doubt agents are
+held: they get no orders, and what they have is noted for the admin who has to decide.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Protocol
 
 import grpc
 import structlog
 
 from pwm.api.v1 import agent_pb2_grpc
-from pwm.api.v1.agent_pb2 import Configure, Hello, NodeUsage, OpenStream, SessionResponse, Welcome
+from pwm.api.v1.agent_pb2 import (
+    Configure,
+    HeldContainer,
+    Hello,
+    Hold,
+    NodeUsage,
+    OpenStream,
+    SessionResponse,
+    Welcome,
+)
 from pwm.api.v1.common_pb2 import Actor
+from pwm.api.v1.store_pb2 import Doubt
 from pwm.api.v1.workload_pb2 import Container
 from pwm.controlplane.agentlink import AgentInfo, AgentUnreachable
 from pwm.controlplane.clock import Clock
@@ -35,6 +47,33 @@ log = structlog.get_logger(__name__)
 
 # How often usage is sent while somebody watches.
 WATCHED_HEARTBEAT_MS = 1_000
+
+
+# How often a held agent is told to go on waiting: it leaves a replica that has been silent for twice as long.
+HOLD_BEAT_S = 5.0
+
+
+class Custody(Protocol):
+    """Who knows whether the store is still the one it was: `store.lineage`."""
+
+    uid: str
+    incarnation: int
+
+    @property
+    def doubt(self) -> Doubt | None: ...
+
+    @property
+    def stands_still(self) -> bool:
+        """Whether the doubt is in the store, so that no replica can change anything."""
+        ...
+
+    def epoch(self, revision: int) -> int: ...
+
+    async def witness(self, *, node: str, epoch: int) -> None:
+        """The node's agent has obeyed this epoch."""
+        ...
+
+    async def settled(self) -> None: ...
 
 
 class NodePresence(Protocol):
@@ -62,6 +101,7 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
         presence: NodePresence,
         authenticate: Callable[[str], Awaitable[str | None]],
         times: NodeTimes,
+        custody: Custody,
     ) -> None:
         """`authenticate` maps a node token to the node it is good for ("" = any); None: not a node's token."""
         self._replica = replica
@@ -70,7 +110,9 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
         self._clock = clock
         self._presence = presence
         self._authenticate = authenticate
+        self._custody = custody
         self._sessions: dict[str, sessions.Session] = {}
+        self._held: dict[str, Sequence[HeldContainer]] = {}
         self._relays = Relays()
         self._times = times
         self._heartbeats = Heartbeats(standing=presence.standing, self_fence_ms=times.self_fence_ms, clock=clock)
@@ -94,6 +136,7 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
                 grpc.StatusCode.PERMISSION_DENIED, f"this credential is for node {credential}, not for {hello.node}"
             )
         try:
+            await self._know_each_other(hello, context)
             await self._join(hello.node, hello.inventory)
             guard = await self._presence.announce(hello.node)
         except (ApiError, store_errors.StoreError) as error:
@@ -114,6 +157,46 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
             )
         return node or ""
 
+    # ---- before a session
+
+    async def _know_each_other(self, hello: Hello, context: Any) -> None:
+        """Returns when orders of this log are what the agent should obey."""
+        custody = self._custody
+        if hello.cluster and hello.cluster != custody.uid and custody.uid:
+            log.error("an agent of another cluster was refused", node=hello.node, cluster=hello.cluster)
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"this agent works for another cluster ({hello.cluster}; this one is {custody.uid}): to give its"
+                " machine to this one, end its containers and remove the agent's state directory",
+            )
+        if hello.cluster:
+            await custody.witness(node=hello.node, epoch=hello.last_epoch)
+        if custody.doubt is not None:
+            await self._hold_still(hello, context)
+        # After a restore was accepted it is built anew.
+        await self._view.wait_for(0)
+
+    async def _hold_still(self, hello: Hello, context: Any) -> None:
+        log.info("agent held", node=hello.node, containers=len(hello.containers))
+        self._held[hello.node] = hello.containers
+        try:
+            while (doubt := self._custody.doubt) is not None:
+                if not self._custody.stands_still:
+                    raise store_errors.StoreInDoubt(doubt.why)
+                await context.write(SessionResponse(hold=Hold(message=doubt.why)))
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(HOLD_BEAT_S):
+                        await self._custody.settled()
+        except (grpc.RpcError, grpc.aio.UsageError, asyncio.InvalidStateError) as error:
+            raise store_errors.StoreInDoubt("the agent hung up") from error
+        finally:
+            if self._held.get(hello.node) is hello.containers:
+                del self._held[hello.node]
+
+    def held(self) -> dict[str, Sequence[HeldContainer]]:
+        """What the agents have that wait here for an admin's decision, by node."""
+        return self._held
+
     # ---- a session's life
 
     async def _join(self, node_name: str, inventory: Any) -> None:
@@ -133,7 +216,7 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
             older.superseded.set()
         session = sessions.Session(
             node=node,
-            epoch=guard.mod_revision or 0,
+            epoch=self._custody.epoch(guard.mod_revision or 0),
             agent_version=hello.inventory.agent_version,
             now_ms=self._clock.now_ms(),
         )
@@ -146,7 +229,7 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
         intake = ReportIntake(node=node, guard=guard, view=self._view, commands=self._commands, acknowledge=acknowledge)
         why, silent_ms = "the agent hung up", 0
         try:
-            await context.write(SessionResponse(welcome=Welcome(epoch=session.epoch, configure=self._configure())))
+            await context.write(SessionResponse(welcome=self._welcome(session)))
             await context.write(session.full(self._view.containers_on(node)))
             async with asyncio.TaskGroup() as group:
                 tasks = [
@@ -259,6 +342,14 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
         return [
             AgentInfo(s.node, self._replica, s.epoch, s.agent_version, s.last_heard_ms) for s in self._sessions.values()
         ]
+
+    def _welcome(self, session: sessions.Session) -> Welcome:
+        return Welcome(
+            epoch=session.epoch,
+            configure=self._configure(),
+            cluster=self._custody.uid,
+            incarnation=self._custody.incarnation,
+        )
 
     def _configure(self) -> Configure:
         times = self._times

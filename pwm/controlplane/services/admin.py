@@ -16,6 +16,7 @@ from pwm.controlplane.errors import ApiError, not_found, unavailable
 from pwm.controlplane.presence import Presence
 from pwm.controlplane.services.cluster_status import ClusterStatus
 from pwm.controlplane.services.drill import Drill
+from pwm.controlplane.services.restore import Restore
 from pwm.controlplane.store import errors as store_errors
 from pwm.controlplane.store.eventstore import EventStore
 from pwm.controlplane.verify import verify
@@ -33,6 +34,7 @@ class AdminService:
         presence: Presence,
         status: ClusterStatus,
         drill: Drill,
+        restore: Restore,
     ) -> None:
         self._view = view
         self._store = store
@@ -41,6 +43,7 @@ class AdminService:
         self._presence = presence
         self._status = status
         self._drill = drill
+        self._restore = restore
 
     async def GetStatus(self, request: api.GetStatusRequest, context: CallContext) -> api.GetStatusResponse:
         return await self._status.read()
@@ -76,6 +79,9 @@ class AdminService:
         except store_errors.GuardFailed as error:
             raise _is_alive(name) from error
         return api.ConfirmDeadResponse(revision=outcome.revision, containers=containers)
+
+    async def AcceptRestore(self, request: api.AcceptRestoreRequest, context: CallContext) -> api.AcceptRestoreResponse:
+        return await self._restore.accept(dry_run=request.dry_run, by=context.principal.name)
 
     async def CreateNodeToken(
         self, request: api.CreateNodeTokenRequest, context: CallContext

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from pwm.api.v1 import services_pb2 as api
 from pwm.api.v1.node_pb2 import NodeStatus
 from pwm.api.v1.peer_pb2 import ConnectedAgent, DescribeResponse
+from pwm.api.v1.store_pb2 import Doubt
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import timestamp
 from pwm.controlplane.presence import Presence
@@ -31,6 +32,12 @@ BEHIND_REVISIONS = 500
 CLOCKS_DIFFER_MS = 3_000
 CHORES = "cluster"
 
+_ALARMS = {
+    "NOSPACE": "it is out of space and refuses changes; PWM makes room, and if that does not help, raise its quota",
+    "NO_QUORUM": "most of its members are away, and nothing can be changed until they are back",
+    "CORRUPT": "a member's data is damaged; replace it from a healthy one",
+}
+
 # (role, replica, since in ms) of every role that has a leader. May raise StoreError.
 Leaders = Callable[[], Awaitable[list[tuple[str, str, int]]]]
 
@@ -49,8 +56,10 @@ class ClusterStatus:
         leaders: Leaders,
         roles: Callable[[], Iterable[str]],
         stale_since_ms: Callable[[], int],
+        doubt: Callable[[], Doubt | None],
     ) -> None:
-        """`roles` are all that should have a leader."""
+        """`roles` are all that should have a leader; `doubt`: whether etcd was restored from an older snapshot."""
+        self._doubt = doubt
         self._replica = replica
         self._view = view
         self._store = store
@@ -151,12 +160,19 @@ class ClusterStatus:
 
     def _warnings(self, answer: api.GetStatusResponse, status: Status | None, trouble: str) -> list[str]:
         warnings = []
-        if trouble:
+        doubt = self._doubt()
+        if doubt is not None:
+            warnings += [
+                f"etcd was restored from an older snapshot, or exchanged: {doubt.why}",
+                "nothing is changed until an admin decides; containers go on, and what you see is from before it",
+                "`pwm admin accept-restore` goes on from what etcd holds now, after telling what that means",
+            ]
+        elif trouble:
             warnings.append(f"etcd cannot be reached ({trouble}): reads may be old, nothing can be changed")
         elif self._stale_since_ms():
             warnings.append("the log of changes is behind: what you see may be old")
         warnings += _of_etcd(answer, status)
-        if not trouble:
+        if not trouble and doubt is None:
             warnings += self._of_leaders(answer)
         warnings += _of_replicas(answer.replicas)
         warnings += self._of_agents(answer)
@@ -196,7 +212,7 @@ def _add_etcd(answer: api.GetStatusResponse, status: Status | None) -> None:
                 leader=member.leader,
                 db_size_bytes=member.db_bytes,
                 db_in_use_bytes=member.db_in_use_bytes,
-                quota_bytes=DEFAULT_QUOTA_BYTES,
+                quota_bytes=member.quota_bytes or DEFAULT_QUOTA_BYTES,
                 error=member.trouble,
             )
         )
@@ -207,10 +223,14 @@ def _of_etcd(answer: api.GetStatusResponse, status: Status | None) -> Iterable[s
     for member in status.members if status else ():
         if member.trouble:
             yield f"etcd member {member.name or member.address} is away: {member.trouble}"
-        elif member.db_bytes > WARN_SHARE * DEFAULT_QUOTA_BYTES:
-            yield f"etcd member {member.address} is at {100 * member.db_bytes // DEFAULT_QUOTA_BYTES} % of its quota"
+            continue
+        if member.refused or member.advice:
+            yield member.refused or member.advice
+        quota_bytes = member.quota_bytes or DEFAULT_QUOTA_BYTES
+        if member.db_bytes >= WARN_SHARE * quota_bytes:
+            yield f"etcd member {member.address} is at {100 * member.db_bytes // quota_bytes} % of its quota"
     for alarm in answer.alarms:
-        yield f"etcd raised the alarm {alarm}"
+        yield f"etcd raised the alarm {alarm}" + (f": {_ALARMS[alarm]}" if alarm in _ALARMS else "")
     count = len(answer.etcd)
     if len(answer.replicas) > 1 and count == 1:
         yield "etcd has one member: while it is away nothing can be changed, however many controllers there are"

@@ -68,9 +68,16 @@ class Lineage:
     """The `KV` protocol, for as long as it is the same store. One per replica."""
 
     def __init__(
-        self, kv: KV, *, keys: Keys, replica: str, now_ms: Callable[[], int], new_id: Callable[[], str]
+        self,
+        kv: KV,
+        *,
+        keys: Keys,
+        replica: str,
+        now_ms: Callable[[], int],
+        new_id: Callable[[], str],
+        on_turn: Callable[[], None] = lambda: None,
     ) -> None:
-        """`new_id` names a store that has no name yet."""
+        """`new_id` names a store that has no name yet; `on_turn` is called when doubt arises and when it is settled."""
         self.uid = ""
         """Names this cluster's log, in whatever etcd it is kept; empty until the store was reached."""
         self.incarnation = 0
@@ -83,6 +90,7 @@ class Lineage:
         self._replica = replica
         self._now_ms = now_ms
         self._new_id = new_id
+        self._on_turn = on_turn
         self._seen = 0
         self._cluster = 0
         # Key and revision of the newest event that was followed, and when that was.
@@ -116,6 +124,15 @@ class Lineage:
     def stands_still(self) -> bool:
         """Whether nobody at all can change anything, because the store itself says that it is in doubt."""
         return self.doubt is not None and self._flagged
+
+    @property
+    def seen(self) -> int:
+        """The highest revision that this replica knows of."""
+        return self._seen
+
+    def beside(self) -> KV:
+        """The same store for what is no part of the log: who is here. That goes on while there is doubt."""
+        return _Beside(self, self._kv)
 
     def epoch(self, revision: int) -> int:
         """Of a session that was announced at this revision."""
@@ -196,12 +213,13 @@ class Lineage:
         self.incarnation, self.uid = found.incarnation, found.uid or self.uid
         self._seen, self._cluster, self._anchor = page.revision, page.cluster, None
         if not first:
-            self._turns += 1
             log.warning("the store is a restored one, as was accepted", incarnation=self.incarnation)
         if found.doubt is not None:
             self._take(Doubt.FromString(found.doubt.value))
-        else:
+        elif not first:
             self.doubt = None
+            self._turns += 1
+            self._on_turn()
             self._settled.set()
 
     def _difference(self, page: Page, found: _Found, floor: int) -> str:
@@ -244,6 +262,7 @@ class Lineage:
             log.error("etcd was restored or exchanged: nothing is changed until an admin decides", why=doubt.why)
         self.doubt = doubt
         self._turns += 1
+        self._on_turn()
 
     async def _flag(self, doubt: Doubt) -> None:
         """Puts the flag up, and with it every leader down. Where that fails the next check does it."""
@@ -417,3 +436,27 @@ class Lineage:
 
     async def close(self) -> None:
         await self._kv.close()
+
+
+class _Beside:
+    """`Lineage.beside`: reads and watches as `Lineage` does, writes and leases whether or not there is doubt."""
+
+    def __init__(self, lineage: Lineage, kv: KV) -> None:
+        self._lineage = lineage
+        self.range = lineage.range
+        self.pages = lineage.pages
+        self.watch = lineage.watch
+        self.status = lineage.status
+        self.put = kv.put
+        self.delete = kv.delete
+        self.txn = kv.txn
+        self.grant_lease = kv.grant_lease
+        self.keep_alive = kv.keep_alive
+        self.revoke_lease = kv.revoke_lease
+        self.compact = kv.compact
+        self.free_space = kv.free_space
+        self.close = kv.close
+
+    @property
+    def interruptions(self) -> int:
+        return self._lineage.interruptions

@@ -13,7 +13,7 @@ from pwm.controlplane.store import errors
 from pwm.controlplane.store.kv import KV
 
 DEFAULT_QUOTA_BYTES = 2 * 1024 * 1024 * 1024
-"""etcd's own default. etcd does not tell its quota, so another one has to be configured here too."""
+"""etcd's own default, for members that do not tell theirs."""
 
 WARN_SHARE = 0.7
 
@@ -25,9 +25,10 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """The fullest member's share of its quota, and whether writes are refused."""
+    """How full the fullest member is, and whether writes are refused. `in_use_bytes` of it hold data."""
 
     used_bytes: int
+    in_use_bytes: int
     quota_bytes: int
     refusing_writes: bool
 
@@ -36,22 +37,23 @@ class Space:
         return self.refusing_writes or self.used_bytes >= WARN_SHARE * self.quota_bytes
 
 
-async def look_after_space(
-    kv: KV, *, quota_bytes: int = DEFAULT_QUOTA_BYTES, history_revisions: int = HISTORY_KEPT_REVISIONS
-) -> Space:
-    """Looks, warns above 70 %, and when writes are refused makes room. Returns how it was found.
-
-    Raises Unavailable when there is nobody to ask.
-    """
+async def look_after_space(kv: KV, *, history_revisions: int = HISTORY_KEPT_REVISIONS) -> Space:
+    """Looks, and when writes are refused makes room. Returns how it was found. Raises Unavailable."""
     status = await kv.status()
-    heard = [member for member in status.members if not member.trouble]
-    if not heard:
+    found = [
+        Space(m.db_bytes, m.db_in_use_bytes, m.quota_bytes or DEFAULT_QUOTA_BYTES, "NOSPACE" in status.alarms)
+        for m in status.members
+        if not m.trouble
+    ]
+    if not found:
         raise errors.Unavailable(status.members[0].trouble)
-    space = Space(max(member.db_bytes for member in heard), quota_bytes, "NOSPACE" in status.alarms)
+    space = max(found, key=lambda member: member.used_bytes / member.quota_bytes)
     if space.refusing_writes:
-        log.error("etcd is out of space: compacting and defragmenting", used_bytes=space.used_bytes)
+        log.error(
+            "etcd is out of space: compacting and defragmenting",
+            used_bytes=space.used_bytes,
+            quota_bytes=space.quota_bytes,
+        )
         await kv.compact(max(status.revision - history_revisions, 1))
         await kv.free_space()
-    elif space.scarce:
-        log.warning("etcd is running out of space", used_bytes=space.used_bytes, quota_bytes=quota_bytes)
     return space

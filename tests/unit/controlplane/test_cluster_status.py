@@ -77,6 +77,7 @@ class Cluster:
             leaders=self.who_leads,
             roles=lambda: {ZONE, CHORES},
             stale_since_ms=lambda: 0,
+            doubt=lambda: None,
         )
 
     async def warnings(self) -> list[str]:
