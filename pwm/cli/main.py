@@ -63,9 +63,8 @@ def load(name: str) -> Command | None:
     entry = COMMANDS.get(name)
     if entry is None:
         return None
-    from importlib import import_module
-
-    module = import_module(f"pwm.cli.commands.{entry[0]}")
+    # As importlib.import_module does, whose import takes half a millisecond.
+    module = __import__(f"pwm.cli.commands.{entry[0]}", fromlist=["COMMANDS"])
     commands: dict[str, Command] = module.COMMANDS
     return commands[name]
 
