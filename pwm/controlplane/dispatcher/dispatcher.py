@@ -9,7 +9,7 @@ held: they get no orders, and what they have is noted for the admin who has to d
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Protocol
 
 import grpc
@@ -49,10 +49,6 @@ log = structlog.get_logger(__name__)
 WATCHED_HEARTBEAT_MS = 1_000
 
 
-# How often a held agent is told to go on waiting: it leaves a replica that has been silent for twice as long.
-HOLD_BEAT_S = 5.0
-
-
 class Custody(Protocol):
     """Who knows whether the store is still the one it was: `store.lineage`."""
 
@@ -68,6 +64,10 @@ class Custody(Protocol):
         ...
 
     def epoch(self, revision: int) -> int: ...
+
+    async def check(self) -> None:
+        """Look at the store now."""
+        ...
 
     async def witness(self, *, node: str, epoch: int) -> None:
         """The node's agent has obeyed this epoch."""
@@ -177,21 +177,42 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
         await self._view.wait_for(0)
 
     async def _hold_still(self, hello: Hello, context: Any) -> None:
+        """Until it is decided. Raises StoreInDoubt in the end: the agent says hello again."""
         log.info("agent held", node=hello.node, containers=len(hello.containers))
         self._held[hello.node] = hello.containers
+        settled = asyncio.ensure_future(self._custody.settled())
+        number = 0
         try:
             while (doubt := self._custody.doubt) is not None:
+                # Looked at after the heartbeat came: so nobody can lose the node before the agent counts as cut off.
+                await self._custody.check()
                 if not self._custody.stands_still:
                     raise store_errors.StoreInDoubt(doubt.why)
-                await context.write(SessionResponse(hold=Hold(message=doubt.why)))
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(HOLD_BEAT_S):
-                        await self._custody.settled()
+                await context.write(SessionResponse(hold=Hold(message=doubt.why, number=number)))
+                number = await self._heartbeat(context, settled)
+            raise store_errors.StoreInDoubt("it has been decided: say hello again")
         except (grpc.RpcError, grpc.aio.UsageError, asyncio.InvalidStateError) as error:
-            raise store_errors.StoreInDoubt("the agent hung up") from error
+            raise store_errors.StoreInDoubt("the connection broke") from error
         finally:
+            settled.cancel()
             if self._held.get(hello.node) is hello.containers:
                 del self._held[hello.node]
+
+    async def _heartbeat(self, context: Any, settled: asyncio.Future[None]) -> int:
+        """The number of the next heartbeat of a held agent; 0 when it is settled before it comes."""
+        reading = asyncio.ensure_future(context.read())
+        try:
+            silence_s = self._times.session_silence_ms / 1000
+            await asyncio.wait({reading, settled}, timeout=silence_s, return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done() and not settled.done():
+                raise store_errors.StoreInDoubt(f"silent for {silence_s:g} s")
+            if not reading.done():
+                return 0
+            if reading.result() is grpc.aio.EOF:
+                raise store_errors.StoreInDoubt("the agent hung up")
+            return int(reading.result().heartbeat.number)
+        finally:
+            reading.cancel()
 
     def held(self) -> dict[str, Sequence[HeldContainer]]:
         """What the agents have that wait here for an admin's decision, by node."""
@@ -250,6 +271,9 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
             why = "a newer session of the node took over"
         except* (grpc.RpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
             why = "the connection broke"
+        except* ApiError as group_error:
+            # A new inventory could not be kept: the agent's next hello brings it again.
+            why = str(group_error.exceptions[0])
         finally:
             log.info("agent disconnected", node=node, epoch=session.epoch, why=why)
             if self._sessions.get(node) is session:
