@@ -1,5 +1,6 @@
 """Agents, wherever they are connected: here (the dispatcher) or to another replica (through `peers`)."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -28,7 +29,12 @@ class Agents:
                 yield stream
         elif holder and holder != self._replica:
             async with self._peers.open(holder, node, request) as passed:
-                yield passed
+                moving = asyncio.ensure_future(self._presence.moved(node, holder))
+                moving.add_done_callback(lambda done: None if done.cancelled() else passed.moved())
+                try:
+                    yield passed
+                finally:
+                    moving.cancel()
         else:
             raise AgentUnreachable(f"the agent of node {node} is not connected")
 

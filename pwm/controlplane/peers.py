@@ -40,9 +40,11 @@ PROBE_TIMEOUT_S = 0.5
 RETRY_FIRST_S, RETRY_LAST_S = 0.05, 2.0
 DESCRIBE_TIMEOUT_S = 2.0
 _CHANNEL_OPTIONS = (
-    # A peer that vanished without a word (power, network) is noticed after 10 + 5 s.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
+    # A peer that vanished without a word (power, network) or is frozen is noticed after 5 + 3 s. The time-out of
+    # keep-alives alone does nothing: what counts is that of pings, which is a minute unless told otherwise.
+    ("grpc.keepalive_time_ms", 5_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.http2.ping_timeout_ms", 3_000),
     # Reconnecting is this module's work; gRPC must not wait longer than it does.
     ("grpc.min_reconnect_backoff_ms", 50),
     ("grpc.initial_reconnect_backoff_ms", 50),
@@ -297,6 +299,12 @@ class PassedStream:
     def __init__(self, call: Any, node: str) -> None:
         self._call = call
         self._node = node
+        self._moved = False
+
+    def moved(self) -> None:
+        """The agent has left the replica that this goes through, which may be frozen and never say so."""
+        self._moved = True
+        self._call.cancel()
 
     async def begin(self, request: OpenStream) -> None:
         await self._write(pb.PassRequest(target=pb.PassTarget(node=self._node, open=request)))
@@ -307,6 +315,9 @@ class PassedStream:
                 message = await self._call.read()
             except _GONE as error:
                 raise AgentUnreachable("the connection to the agent's controller broke") from error
+            except asyncio.CancelledError:
+                self._unless_moved()
+                raise
             if message is grpc.aio.EOF:
                 raise AgentUnreachable("the connection to the agent's controller broke")
             if message.WhichOneof("message") == "unreachable":
@@ -327,6 +338,15 @@ class PassedStream:
             await self._call.write(message)
         except _GONE as error:
             raise AgentUnreachable("the connection to the agent's controller broke") from error
+        except asyncio.CancelledError:
+            self._unless_moved()
+            raise
+
+    def _unless_moved(self) -> None:
+        """A call that was cancelled raises the same in whoever waits for it as their own cancellation does."""
+        task = asyncio.current_task()
+        if self._moved and not (task is not None and task.cancelling()):
+            raise AgentUnreachable(f"the agent of node {self._node} is changing its controller") from None
 
 
 def dial_insecure(address: str) -> grpc.aio.Channel:

@@ -53,6 +53,8 @@ class Presence:
         # Nodes that were never heard of count as silent since this replica began to listen.
         self._listening_since_s = clock.monotonic_s()
         self._changed = asyncio.Event()
+        # Replaced at each change, so that any number of tasks can wait for the next.
+        self._sessions_changed = asyncio.Event()
         self._replicas_changed = asyncio.Event()
         self.replicas: dict[str, dict[str, object]] = {}
 
@@ -147,6 +149,9 @@ class Presence:
                 self._silent_since_s[node] = now_s - int(entries[node].removeprefix(_SILENT)) / 1000
         for node in connected:
             self._silent_since_s.pop(node, None)
+        if connected != self._connected:
+            self._sessions_changed.set()
+            self._sessions_changed = asyncio.Event()
         self._connected, self._epochs = connected, entries.epochs
         self._changed.set()
 
@@ -158,6 +163,11 @@ class Presence:
     def holder(self, node: str) -> str:
         """The replica that holds the node's session; empty: none does."""
         return self._connected.get(node, "")
+
+    async def moved(self, node: str, replica: str) -> None:
+        """Until that replica holds the node's session no longer."""
+        while self.holder(node) == replica:
+            await self._sessions_changed.wait()
 
     def contact(self, node: str) -> Contact:
         if node in self._connected:

@@ -42,11 +42,12 @@ MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    # A replica that vanished without a word (power, network) or is frozen is noticed after 4 + 3 s. The time-out of
-    # keep-alives alone does nothing: what counts is that of pings, which is a minute unless told otherwise.
-    ("grpc.keepalive_time_ms", 4_000),
-    ("grpc.keepalive_timeout_ms", 3_000),
-    ("grpc.http2.ping_timeout_ms", 3_000),
+    # A replica that vanished without a word (power, network) or is frozen is noticed after 3 + 2 s. The time-out of
+    # keep-alives alone does nothing: what counts is that of pings, which is a minute unless told otherwise. One that is
+    # only busy answers pings all the same: gRPC does it, not Python.
+    ("grpc.keepalive_time_ms", 3_000),
+    ("grpc.keepalive_timeout_ms", 2_000),
+    ("grpc.http2.ping_timeout_ms", 2_000),
     # Reconnecting is this module's work; gRPC must not wait longer than it does.
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.initial_reconnect_backoff_ms", 100),
