@@ -43,7 +43,8 @@ async def pwm(cluster: FaultCluster, rounds: int) -> list[float]:
         for _ in range(rounds):
             began_s = scene.now_s()
             cluster.kill(scene.leader().name)
-            name = await scene.begin_workload(command=["sleep", "3600"])
+            # Half a core: a container that may use next to none takes a second to start.
+            name = await scene.begin_workload(command=["sleep", "2"], cpu="500m")
             took.append(await judge.running_after(name, began_s, limit_s=RUN_LIMIT_S))
             await scene.settle()
     finally:

@@ -72,7 +72,7 @@ class FaultCluster:
     # ---- life
 
     async def start(self) -> None:
-        await asyncio.to_thread(self.docker.start)
+        await asyncio.to_thread(self.start_docker)
         self.image = await asyncio.to_thread(ensure_busybox, self.docker.host)
         for host in self.etcds:
             self.start_part(host.name)
@@ -119,6 +119,11 @@ class FaultCluster:
             f"--node-token-file={self.directory}/node-token", f"--state-dir={self.directory / host.name}",
             f"--cluster={self.name}", f"--docker-host={self.docker.host}",
         ]  # fmt: skip
+
+    def start_docker(self) -> None:
+        # An engine looks for its networks in /sys, which shows those of the machine.
+        with self.network.leave():
+            self.docker.start()
 
     def kill(self, part: str) -> None:
         """kill -9."""

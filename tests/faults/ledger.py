@@ -73,10 +73,12 @@ class Ledger:
             for number in range(len(self._servers)):
                 group.create_task(self._follow(session, f"follower-{number}", first_server=number))
 
-    async def apply_until_acknowledged(self, name: str, *, command: Sequence[str] = ("true",)) -> None:
+    async def apply_until_acknowledged(
+        self, name: str, *, command: Sequence[str] = ("true",), cpu: str = "10m"
+    ) -> None:
         """One workload more, beside the books; asked at one controller after the other."""
         spec = {
-            "image": self._image, "selectors": {"cpu": {"count": "10m"}},
+            "image": self._image, "selectors": {"cpu": {"count": cpu}},
             "config": {"cmd": list(command), "memory": "8MiB", "stopGrace": "1s"},
         }  # fmt: skip
         document = {"apiVersion": "v1", "kind": "Workload", "metadata": {"name": name}, "spec": spec}

@@ -30,6 +30,7 @@ class Network:
     """`close` removes it all, in whatever state it is."""
 
     def __init__(self) -> None:
+        self._outside = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
         self._token = secrets.token_hex(3)
         self._switch = f"pf{self._token}-sw"
         self._count = 0
@@ -68,15 +69,24 @@ class Network:
     @contextmanager
     def enter(self, host: Host) -> Iterator[None]:
         """This thread's new sockets, and its children, are on the host meanwhile."""
-        own = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        there = os.open(f"/run/netns/{host.namespace}", os.O_RDONLY)
         try:
-            there = os.open(f"/run/netns/{host.namespace}", os.O_RDONLY)
             _setns(there)
-            os.close(there)
             yield
         finally:
-            _setns(own)
-            os.close(own)
+            _setns(self._outside)
+            os.close(there)
+
+    @contextmanager
+    def leave(self) -> Iterator[None]:
+        """This thread is where it was before it entered a host, meanwhile."""
+        there = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        try:
+            _setns(self._outside)
+            yield
+        finally:
+            _setns(there)
+            os.close(there)
 
     # ---- what goes wrong
 
@@ -118,6 +128,7 @@ class Network:
     def close(self) -> None:
         for namespace in [*(host.namespace for host in self.hosts.values()), self._switch]:
             subprocess.run(["ip", "netns", "del", namespace], capture_output=True, check=False)
+        os.close(self._outside)
 
     def _in(self, namespace: str, *words: str) -> None:
         subprocess.run(["ip", "netns", "exec", namespace, *words], check=True, capture_output=True)

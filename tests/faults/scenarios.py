@@ -49,11 +49,11 @@ class Scene:
                 return host
         raise AssertionError("etcd has no leader")
 
-    async def begin_workload(self, *, command: Sequence[str] = ("true",)) -> str:
+    async def begin_workload(self, *, command: Sequence[str] = ("true",), cpu: str = "10m") -> str:
         """A workload for the next leader to place. Applied, from now on, at whatever controller lives."""
         self.number += 1
         name = f"probe-{self.number}"
-        await self.ledger.apply_until_acknowledged(name, command=command)
+        await self.ledger.apply_until_acknowledged(name, command=command, cpu=cpu)
         return name
 
     async def settle(self) -> None:
@@ -212,7 +212,7 @@ async def agent_cut_off(scene: Scene) -> Figures:
 async def docker_killed(scene: Scene) -> Figures:
     """kill -9 of dockerd (live-restore), which is started again at once."""
     await asyncio.to_thread(scene.cluster.docker.kill)
-    await asyncio.to_thread(scene.cluster.docker.start)
+    await asyncio.to_thread(scene.cluster.start_docker)
     began_s = scene.now_s()
     for node in scene.cluster.nodes:
         await until(lambda node=node: scene.cluster.node_is(node.name, "READY"), f"{node.name} is back")
