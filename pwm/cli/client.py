@@ -51,10 +51,12 @@ _avoided: dict[str, float] = {}
 class Client:
     """Calls of one profile's servers. Not for several threads at once: make one for each."""
 
-    def __init__(self, profile: Profile, *, warn: Callable[[str], None]) -> None:
+    def __init__(self, profile: Profile, *, warn: Callable[[str], None], in_order: bool = False) -> None:
+        """`in_order`: ask the servers in the order of the profile, not in this user's own."""
         self._profile = profile
         self._warn = warn
-        self._servers = _order([Server(url) for url in profile.servers])
+        servers = [Server(url) for url in profile.servers]
+        self._servers = servers if in_order else _order(servers)
         self._connection: Connection | None = None
         self._warned: set[str] = set()
         # Highest revision that this client has written.

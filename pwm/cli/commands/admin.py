@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pwm.cli import exit_codes
 from pwm.cli.command import CONNECTION, Argument, Command, Option, seconds
+from pwm.cli.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 # Folding the log of 100,000 streams takes a minute.
 VERIFY_TIMEOUT_S = 600.0
 STATUS_COLUMNS = 100
+# Longer than a leader's lease, or nobody takes over; and no longer than the server allows.
+MIN_FREEZE_S, MAX_FREEZE_S = 4.0, 60.0
+MOST_ROUNDS = 1000
 
 
 def status(invocation: Invocation, *, output: str | None) -> int:
@@ -137,6 +141,39 @@ def join_token(invocation: Invocation, *, node: str | None, lifetime: float | No
     return exit_codes.DONE
 
 
+def failover(
+    invocation: Invocation,
+    *,
+    role: str,
+    kill: bool,
+    freeze: bool,
+    resign: bool,
+    freeze_for: float,
+    rounds: int,
+    yes: bool,
+    output: str | None,
+) -> int:
+    """Makes a leader fail, and proves what that cost."""
+    if kill + freeze + resign > 1:
+        raise UsageError("one failure at a time", next_step="Choose --kill, --freeze or --resign.")
+    if not MIN_FREEZE_S <= freeze_for <= MAX_FREEZE_S:
+        raise UsageError(f"a leader can be frozen for {MIN_FREEZE_S:g} s to {MAX_FREEZE_S:g} s")
+    import gc
+
+    from pwm.cli.failover.drill import drill
+    from pwm.cli.failover.rounds import Plan
+
+    gc.enable()  # `main` turns it off, which suits only short lives
+    failure = "FREEZE" if freeze else "RESIGN" if resign else "KILL"
+    return drill(invocation, Plan(role, failure, freeze_for), rounds=rounds, yes=yes, output=output)
+
+
+def _rounds(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_ROUNDS:
+        raise ValueError(f"{text!r} is not a number from 1 to {MOST_ROUNDS}")
+    return int(text)
+
+
 _JOIN_TOKEN: dict[str, Any] = {
     "help": "A token for the agent of a node. It is shown once.",
     "parameters": (
@@ -162,6 +199,35 @@ COMMANDS = {
                 verify,
                 help="Fold the log of every resource and compare with what is stored and shown.",
                 parameters=(Option("output", "-o", "--output", help="Format.", choices=("json",)), *CONNECTION),
+            ),
+            Command(
+                "failover",
+                failover,
+                help="Make a leader fail on purpose, and prove that nobody noticed.",
+                parameters=(
+                    Option(
+                        "role",
+                        "--role",
+                        help="Whose leader: zone/default, cluster.",
+                        metavar="ROLE",
+                        default="zone/default",
+                    ),
+                    Option("kill", "--kill", help="SIGKILL; whoever runs it starts it again. The default.", flag=True),
+                    Option("freeze", "--freeze", help="SIGSTOP for a while, as a machine that hangs.", flag=True),
+                    Option("resign", "--resign", help="Hand over, as at a restart in good order.", flag=True),
+                    Option(
+                        "freeze_for",
+                        "--for",
+                        help="How long --freeze lasts; 5s if not said.",
+                        metavar="TIME",
+                        default=5.0,
+                        convert=seconds,
+                    ),
+                    Option("rounds", "--rounds", help="How often.", metavar="N", default=3, convert=_rounds),
+                    Option("yes", "-y", "--yes", help="Do not ask first.", flag=True),
+                    Option("output", "-o", "--output", help="Format.", choices=("json",)),
+                    *CONNECTION,
+                ),
             ),
             Command("join-token", join_token, **_JOIN_TOKEN),
             Command("node-token", join_token, hidden=True, **_JOIN_TOKEN),

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
+    from pwm.cli.client import Client
     from pwm.cli.invocation import Invocation
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
@@ -31,7 +32,7 @@ def events(
         query |= {"kind": kind, "name": names[0] if names else None}
     from pwm.cli.render import harmless, to_yaml
 
-    for message in _followed(invocation, query) if follow else _once(invocation, query):
+    for message in followed(invocation.client, query) if follow else _once(invocation, query):
         if output == "json":
             from json import dumps
 
@@ -52,7 +53,7 @@ def _once(invocation: Invocation, query: dict[str, Any]) -> Iterator[dict[str, A
         raise NoServerError(f"the connection to the server is lost ({error})", next_step="Try again.") from error
 
 
-def _followed(invocation: Invocation, query: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def followed(client: Client, query: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Events for ever. A connection that breaks is made anew after the last event that came: none twice, none lost."""
     import time
 
@@ -62,7 +63,7 @@ def _followed(invocation: Invocation, query: dict[str, Any]) -> Iterator[dict[st
     while True:
         try:
             asked = {**query, "afterRevision": reached - 1, "limit": None} if reached else query
-            for message in invocation.client.stream("/v1/events", query=asked, timeout_s=None):
+            for message in client.stream("/v1/events", query=asked, timeout_s=None):
                 connected, pause_s = True, FIRST_PAUSE_S
                 event = message.get("event") or {}
                 revision, identity = int(event.get("revision") or 0), (str(event.get("uid")), str(event.get("version")))

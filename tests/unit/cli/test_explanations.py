@@ -151,9 +151,21 @@ def test_whoami(server: FakeServer, pwm: Pwm) -> None:
 
 def test_admin_status_shows_trouble_in_plain_words(server: FakeServer, pwm: Pwm) -> None:
     answer = {
-        "replicas": [{"id": "c1", "address": "http://c1", "version": "3.0.0", "answering": True}],
-        "leaders": [{"role": "zone/default", "replica": "c1"}],
-        "etcd": [{"endpoint": "e1:2379", "error": "no answer"}],
+        "replicas": [
+            {"id": "c1", "address": "http://c1:4700", "version": "3.0.0", "answering": True, "revision": "77"},
+            {
+                "id": "c2",
+                "address": "http://c2:4700",
+                "version": "3.0.0",
+                "roles": ["zone/default"],
+                "trouble": "hangs",
+            },
+        ],
+        "leaders": [{"role": "zone/default", "replica": "c2"}],
+        "etcd": [
+            {"endpoint": "e1:2379", "error": "no answer"},
+            {"endpoint": "e2:2379", "reachable": True, "leader": True, "dbSizeBytes": "4096", "quotaBytes": "8192"},
+        ],
         "agents": [{"node": "n1", "phase": "NOT_READY", "problems": ["Docker does not answer"]}],
         "warnings": ["etcd member e1:2379 cannot be reached"],
         "revision": "77",
@@ -161,11 +173,17 @@ def test_admin_status_shows_trouble_in_plain_words(server: FakeServer, pwm: Pwm)
     server.on("GET", "/v1/admin/status", answer)
     result = pwm("admin", "status")
     assert result.code == 0
-    assert "e1:2379            LOST   0B    no answer" in result.lines
+    shown = [line.split() for line in result.lines]
+    assert ["c1", "c1:4700", "3.0.0", "77", "0", "0"] in shown
+    assert ["c2", "c2:4700", "3.0.0", "zone/default", "?", "?", "?"] in shown
+    assert ["zone/default", "c2", "never", "not", "at", "work"] in shown
+    assert ["e1:2379", "LOST", "no", "answer"] in shown
+    assert ["e2:2379", "leader", "4KiB", "8KiB"] in shown
+    assert "c1 answered, at revision 77: 0 resources" in result.lines
     assert any(
         line.startswith("n1") and "NOT_READY" in line and "Docker does not answer" in line for line in result.lines
     )
-    assert result.lines[-1] == "  etcd member e1:2379 cannot be reached"
+    assert result.lines[-1] == "  - etcd member e1:2379 cannot be reached"
     assert json.loads(pwm("admin", "status", "-o", "json").out) == answer
 
 
