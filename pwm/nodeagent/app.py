@@ -21,10 +21,12 @@ import structlog
 from pwm import daemon_log
 from pwm.api.v1.agent_pb2 import ContainerUsage, NodeUsage
 from pwm.api.v1.node_pb2 import GPUDevice, Inventory
+from pwm.nodeagent.allegiance import Allegiance
 from pwm.nodeagent.config import AgentConfig, ConfigError
 from pwm.nodeagent.drivers.docker import DockerDriver
 from pwm.nodeagent.drivers.driver import Driver
 from pwm.nodeagent.drivers.process import ProcessDriver
+from pwm.nodeagent.fence import Fence
 from pwm.nodeagent.health import Health
 from pwm.nodeagent.host import Host
 from pwm.nodeagent.relay import Relays
@@ -53,6 +55,7 @@ class Agent:
             on_drivers_changed=self._drivers_changed,
         )
         self._devices = self._host.devices(self.supervisor.runtime_ids)
+        self._fence = Fence(self._host.journal, boot_id=self._host.inventory.boot_id, clock_ms=self._host.uptime_ms)
         self._shells = Shells()
         relays = Relays(token=config.token, logs=self._host.logs, shells=self._shells, find=self.supervisor.find)
         self.sessions = Sessions(
@@ -61,11 +64,15 @@ class Agent:
             node=config.node,
             zone=config.zone,
             reporter=self.supervisor.reporter,
+            fence=self._fence,
+            allegiance=Allegiance(self._host.journal),
             callbacks=Callbacks(
                 inventory=self._inventory,
                 sample=self._sample,
                 assign=self.supervisor.assign,
                 relay=relays.serve,
+                held=self.supervisor.held,
+                tell_again=self.supervisor.tell_again,
             ),
             dial=dial,
         )
@@ -80,6 +87,7 @@ class Agent:
                 tasks.create_task(self._host.logs.run())
                 tasks.create_task(self._shells.run())
                 async with self.supervisor.running():
+                    tasks.create_task(self._fence.run(self.supervisor.fence))
                     # So that the first hello says what there is.
                     await self.supervisor.engines_asked()
                     await self.sessions.run()
@@ -102,6 +110,7 @@ class Agent:
         inventory.drivers.extend(self.supervisor.drivers())
         inventory.labels.update(self._config.labels)
         inventory.address = self._config.address
+        inventory.fenced_after_ms = self._fence.promised_ms
         return inventory
 
     async def _sample(self) -> NodeUsage:

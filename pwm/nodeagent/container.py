@@ -8,7 +8,7 @@ engine that is away ends nothing: the loop waits until it is back and asks again
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -29,6 +29,7 @@ from pwm.nodeagent.drivers.driver import (
     Runtime,
 )
 from pwm.nodeagent.engine import Engine
+from pwm.nodeagent.fence import Fencing
 from pwm.nodeagent.journal import Journal, Record
 from pwm.nodeagent.reporter import Reporter
 from pwm.nodeagent.step import Desired, Operation, Seen, Situation, next_step
@@ -89,6 +90,8 @@ class Container:
         self._image_missing = False
         self._watch: asyncio.Task[None] | None = None
         self._adopted = asyncio.Event()
+        self._fencing: Fencing | None = None
+        self._fenced = asyncio.Event()
         self._has_output = False
         self._output_settled = asyncio.Event()
 
@@ -121,6 +124,23 @@ class Container:
         self._desired = desired
         if assignment is not None:
             self._around.journal.put(replace(self.record, assignment=assignment))
+        self.changed.set()
+
+    def fence(self, fencing: Fencing) -> None:
+        """It is to end, whatever is wanted and however much time it was given: it may have a successor."""
+        if self._fencing is None:
+            log.info("fenced", uid=self.uid, grace_ms=fencing.grace_ms)
+            self._fencing = fencing
+            self._fenced.set()
+            self.changed.set()
+
+    def tell_again(self) -> None:
+        """Whatever was acknowledged is forgotten: report how it is once more."""
+        phase = self.record.phase
+        if phase in ENDED and (self._seen is Seen.CREATED or not self._end_acknowledged()):
+            # One that never ran must not be taken for one that may start; the other report is on its way anyhow.
+            return
+        self._around.journal.put(replace(self.record, phase=P.PHASE_UNSPECIFIED, end_sequence=0))
         self.changed.set()
 
     async def adopted(self) -> None:
@@ -206,11 +226,11 @@ class Container:
 
     def _next(self) -> Operation:
         spec, record = self.assignment.spec, self.record
-        if self._pull is not None and self._desired is not Desired.RUN:
+        if self._pull is not None and self._wanted is not Desired.RUN:
             self._pull.cancel()
         return next_step(
             Situation(
-                desired=self._desired,
+                desired=self._wanted,
                 seen=self._seen,
                 phase=record.phase,
                 created_before=bool(record.runtime_id) or record.assignment.started,
@@ -221,6 +241,11 @@ class Container:
                 end_acknowledged=self._end_acknowledged(),
             )
         )
+
+    @property
+    def _wanted(self) -> Desired:
+        """What the control plane wants, unless it has been out of reach for too long."""
+        return self._desired if self._fencing is None or self._desired is Desired.GONE else Desired.STOP
 
     def _end_acknowledged(self) -> bool:
         return self._around.journal.is_acknowledged(self.record.end_sequence)
@@ -234,7 +259,8 @@ class Container:
                 await self._launch(driver)
             case Operation.START:
                 async with self._around.slots:
-                    await self._start(driver)
+                    if self._wanted is Desired.RUN:
+                        await self._start(driver)
             case Operation.WATCH:
                 self._follow(driver)
                 self._watch = beside.create_task(self._run_watch(driver))
@@ -242,7 +268,7 @@ class Container:
                 self._report(P.RUNNING, started_at_ns=self._started_at_ns, pid=self._pid)
             case Operation.STOP:
                 self._report_once(P.EXITING, reason=self._stop_reason())
-                await driver.stop(self.uid, grace_ms=self.assignment.spec.stop_grace_ms or DEFAULT_GRACE_MS)
+                await self._stop(driver)
                 await self._wait_for_watch()
             case Operation.DRAIN:
                 await self._drain()
@@ -282,7 +308,7 @@ class Container:
     async def _launch(self, driver: Driver) -> None:
         """Create, and start in the same turn: whoever comes first should also run first."""
         async with self._around.slots:
-            if self._desired is not Desired.RUN:
+            if self._wanted is not Desired.RUN:
                 return
             try:
                 runtime_id = await driver.create(self.assignment)
@@ -293,7 +319,7 @@ class Container:
                 return
             self._around.journal.put(replace(self.record, runtime_id=runtime_id))
             self._seen = Seen.CREATED
-            if self._desired is Desired.RUN:
+            if self._wanted is Desired.RUN:
                 await self._start(driver)
 
     async def _start(self, driver: Driver) -> None:
@@ -324,6 +350,24 @@ class Container:
         except ContainerMissing:
             self._seen = Seen.ABSENT
         self.changed.set()
+
+    async def _stop(self, driver: Driver) -> None:
+        """With the grace it was placed with, or with what a fence that falls meanwhile leaves of it."""
+        waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(driver.stop(self.uid, grace_ms=self._grace_ms()))]
+        if self._fencing is None:
+            waits.append(asyncio.ensure_future(self._fenced.wait()))
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            if not waits[0].done():
+                await driver.stop(self.uid, grace_ms=self._grace_ms())
+            await waits[0]
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    def _grace_ms(self) -> int:
+        grace_ms = self.assignment.spec.stop_grace_ms or DEFAULT_GRACE_MS
+        return grace_ms if self._fencing is None else min(grace_ms, self._fencing.grace_ms)
 
     async def _wait_for_watch(self) -> None:
         if self._watch is not None:
@@ -357,6 +401,8 @@ class Container:
         )
 
     def _stop_reason(self) -> Reason:
+        if self._fencing is not None:
+            return self._fencing.reason
         if self.assignment.HasField("reason"):
             return self.assignment.reason
         return Reason(code=Reason.DELETED_BY_USER, message="The container is no longer wanted on this node")

@@ -1,4 +1,5 @@
-"""What the agent must not forget when it is killed: its containers, and the reports nobody acknowledged yet.
+"""What the agent must not forget when it is killed: its containers, the reports nobody acknowledged yet, and since
+when it has not been heard.
 
 All of it is in memory, and every change is also written to SQLite (WAL, one small transaction each), which
 survives `kill -9` of the agent; a power cut may cost the last transactions, but then the containers are gone
@@ -33,6 +34,19 @@ CREATE TABLE container (
 CREATE TABLE report (sequence INTEGER PRIMARY KEY, payload BLOB NOT NULL);
 CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 """
+# Later than the schema, and made where it is missing: an older agent leaves it alone.
+_CONTACT = """
+CREATE TABLE IF NOT EXISTS contact (
+    only INTEGER PRIMARY KEY CHECK (only = 0), boot_id TEXT NOT NULL, heard_ms INTEGER NOT NULL,
+    self_fence_ms INTEGER NOT NULL, lost_after_ms INTEGER NOT NULL
+)
+"""
+_OBEYED = """
+CREATE TABLE IF NOT EXISTS obeyed (
+    only INTEGER PRIMARY KEY CHECK (only = 0), cluster TEXT NOT NULL, epoch INTEGER NOT NULL,
+    incarnation INTEGER NOT NULL
+)
+"""
 # A reader such as a backup may hold the file for a moment.
 _BUSY_TIMEOUT_S = 5.0
 
@@ -47,6 +61,26 @@ class Record:
     runtime_id: str = ""
     # Sequence of the report of its end; 0: it has not ended.
     end_sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Contact:
+    """When the control plane has last heard this agent, and what that obliges it to (see pwm/nodeagent/fence.py)."""
+
+    boot_id: str = ""
+    # On the clock of elapsed time since that boot; 0: not since then.
+    heard_ms: int = 0
+    self_fence_ms: int = 0
+    lost_after_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Obeyed:
+    """Whose orders were obeyed, and the highest epoch of them (see pwm/nodeagent/allegiance.py)."""
+
+    cluster: str = ""
+    epoch: int = 0
+    incarnation: int = 0
 
 
 class Journal:
@@ -68,6 +102,7 @@ class Journal:
         self._pending: dict[int, Report] = {}
         self._behind = False
         self._last_sequence = 0
+        self._contact, self._obeyed = Contact(), Obeyed()
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
             self._db = self._open()
@@ -76,6 +111,7 @@ class Journal:
             self._move_aside(error)
             self._records.clear()
             self._pending.clear()
+            self._contact, self._obeyed = Contact(), Obeyed()
             self._db = self._open()
             self._load()
 
@@ -139,6 +175,26 @@ class Journal:
     def is_acknowledged(self, sequence: int) -> bool:
         return bool(sequence) and sequence not in self._pending
 
+    # -- allegiance
+
+    @property
+    def obeyed(self) -> Obeyed:
+        return self._obeyed
+
+    def obey(self, obeyed: Obeyed) -> None:
+        self._obeyed = obeyed
+        self._write(lambda db: self._put_obeyed(db, obeyed))
+
+    # -- contact
+
+    @property
+    def contact(self) -> Contact:
+        return self._contact
+
+    def keep_contact(self, contact: Contact) -> None:
+        self._contact = contact
+        self._write(lambda db: self._put_contact(db, contact))
+
     # -- the file
 
     def _open(self) -> sqlite3.Connection:
@@ -155,6 +211,8 @@ class Journal:
                 db.execute("INSERT INTO counter VALUES ('sequence', ?)", (self._clock_ms(),))
             elif version != _SCHEMA_VERSION:
                 raise sqlite3.DatabaseError(f"written by another version ({version})")
+            db.execute(_CONTACT)
+            db.execute(_OBEYED)
         except BaseException:
             db.close()
             raise
@@ -169,6 +227,10 @@ class Journal:
             for sequence, payload in self._db.execute("SELECT sequence, payload FROM report ORDER BY sequence"):
                 self._pending[sequence] = Report.FromString(payload)
             row = self._db.execute("SELECT value FROM counter WHERE name = 'sequence'").fetchone()
+            for kept in self._db.execute("SELECT boot_id, heard_ms, self_fence_ms, lost_after_ms FROM contact"):
+                self._contact = Contact(*kept)
+            for obeyed in self._db.execute("SELECT cluster, epoch, incarnation FROM obeyed"):
+                self._obeyed = Obeyed(*obeyed)
         except DecodeError as error:
             self._db.close()
             raise sqlite3.DatabaseError(f"a row is no message any more: {error}") from error
@@ -213,6 +275,21 @@ class Journal:
         rows = [(sequence, report.SerializeToString(deterministic=True)) for sequence, report in self._pending.items()]
         self._db.executemany("INSERT INTO report VALUES (?, ?)", rows)
         self._db.execute("UPDATE counter SET value = ? WHERE name = 'sequence'", (self._last_sequence,))
+        self._put_contact(self._db, self._contact)
+        self._put_obeyed(self._db, self._obeyed)
+
+    @staticmethod
+    def _put_obeyed(db: sqlite3.Connection, obeyed: Obeyed) -> None:
+        db.execute(
+            "INSERT OR REPLACE INTO obeyed VALUES (0, ?, ?, ?)", (obeyed.cluster, obeyed.epoch, obeyed.incarnation)
+        )
+
+    @staticmethod
+    def _put_contact(db: sqlite3.Connection, contact: Contact) -> None:
+        db.execute(
+            "INSERT OR REPLACE INTO contact VALUES (0, ?, ?, ?, ?)",
+            (contact.boot_id, contact.heard_ms, contact.self_fence_ms, contact.lost_after_ms),
+        )
 
     @staticmethod
     def _put_row(db: sqlite3.Connection, record: Record) -> None:

@@ -3,7 +3,8 @@
 The agent dials its servers in turn, says hello, and is given an epoch and the full set of its assignments;
 after that both sides send what changes. Changes of assignments are a chain, each naming the set it applies to: a
 hole means that something was missed, and the agent hangs up and begins again. A replica that gives a lower
-epoch than one seen before is out of date (its session was taken over) and is not obeyed.
+epoch than one seen before is out of date (its session was taken over) and is not obeyed (`allegiance`). One that
+is in doubt about its own log gives none: it holds the agent until an admin has decided.
 
 A session that breaks costs nothing but the wait: containers run on, reports stay in the journal. The
 first retry is immediate, at the next server; after that waits grow to `BACKOFF_MAX_S`, with jitter, so that a
@@ -21,9 +22,23 @@ from typing import Any
 import grpc
 import structlog
 
-from pwm.api.v1.agent_pb2 import Assignments, Heartbeat, Hello, NodeUsage, OpenStream, SessionRequest, SessionResponse
+from pwm.api.v1.agent_pb2 import (
+    Assignments,
+    Configure,
+    Heartbeat,
+    HeldContainer,
+    Hello,
+    Hold,
+    NodeUsage,
+    OpenStream,
+    SessionRequest,
+    SessionResponse,
+    Welcome,
+)
 from pwm.api.v1.agent_pb2_grpc import AgentServiceStub
 from pwm.api.v1.node_pb2 import Inventory
+from pwm.nodeagent.allegiance import Allegiance, Outdated
+from pwm.nodeagent.fence import Fence
 from pwm.nodeagent.reporter import Reporter
 
 log = structlog.get_logger(__name__)
@@ -77,6 +92,9 @@ class Callbacks:
     sample: Callable[[], Awaitable[NodeUsage]]
     assign: Callable[[Assignments], None]
     relay: Relay
+    # Everything that is here, and telling again how it is.
+    held: Callable[[], list[HeldContainer]]
+    tell_again: Callable[[], None]
 
 
 class Sessions:
@@ -90,6 +108,8 @@ class Sessions:
         node: str,
         zone: str,
         reporter: Reporter,
+        fence: Fence,
+        allegiance: Allegiance,
         callbacks: Callbacks,
         dial: Dial = dial_insecure,
     ) -> None:
@@ -98,9 +118,10 @@ class Sessions:
         self._metadata = (("authorization", f"Bearer {token}"),)
         self._node, self._zone = node, zone
         self._reporter = reporter
+        self._fence = fence
         self._callbacks = callbacks
         self._dial = dial
-        self._epoch = 0
+        self._allegiance = allegiance
         self._inventory_changed = asyncio.Event()
         # Address of the replica that holds the session; empty: none does.
         self.connected_to = ""
@@ -133,10 +154,12 @@ class Sessions:
             return 0.0 if failures else random.uniform(0, BACKOFF_MIN_S)
         return random.uniform(0.5, 1.0) * min(BACKOFF_MAX_S, BACKOFF_MIN_S * float(2 ** min(rounds, 10)))
 
-    def accept_epoch(self, epoch: int) -> None:
-        if epoch <= self._epoch:
-            raise SessionOver(f"the server offers epoch {epoch}, but epoch {self._epoch} was there before")
-        self._epoch = epoch
+    def accept(self, welcome: Welcome) -> None:
+        try:
+            if self._allegiance.accept(welcome):
+                self._callbacks.tell_again()
+        except Outdated as error:
+            raise SessionOver(str(error)) from error
 
 
 class _Session:
@@ -153,6 +176,9 @@ class _Session:
         self._set = 0
         self._heartbeat_s = DEFAULT_HEARTBEAT_S
         self._heartbeat_changed = asyncio.Event()
+        # When each heartbeat that is not acknowledged yet was sent, by number.
+        self._sent_ms: dict[int, int] = {}
+        self._number = 0
         self.welcomed = False
 
     async def run(self) -> None:
@@ -171,20 +197,56 @@ class _Session:
     async def _greet(self) -> None:
         owner = self._owner
         owner._inventory_changed.clear()
-        hello = Hello(node=owner._node, zone=owner._zone, inventory=await self._callbacks.inventory())
-        try:
-            async with asyncio.timeout(WELCOME_TIMEOUT_S):
-                await self._write(SessionRequest(hello=hello))
-                answer = await self._read()
-        except TimeoutError:
-            raise SessionOver(f"the server did not answer within {WELCOME_TIMEOUT_S:.0f} s") from None
+        obeyed = owner._allegiance.obeyed
+        hello = Hello(
+            node=owner._node,
+            zone=owner._zone,
+            inventory=await self._callbacks.inventory(),
+            cluster=obeyed.cluster,
+            last_epoch=obeyed.epoch,
+            containers=self._callbacks.held(),
+        )
+        sent_ms = owner._fence.now_ms()
+        answer = await self._answer_to(SessionRequest(hello=hello))
+        while answer.WhichOneof("message") == "hold":
+            sent_ms, answer = await self._wait_held(sent_ms, answer.hold)
         if answer.WhichOneof("message") != "welcome":
             raise SessionOver("the server did not begin with a welcome")
-        owner.accept_epoch(answer.welcome.epoch)
-        self._configure(answer.welcome.configure.heartbeat_ms)
+        owner.accept(answer.welcome)
+        # The node's session was announced before it was welcomed.
+        owner._fence.heard(sent_ms)
+        self._configure(answer.welcome.configure)
         self.welcomed = True
         owner.connected_to = self._address
         log.info("session begins", server=self._address, epoch=answer.welcome.epoch)
+
+    async def _answer_to(self, message: SessionRequest) -> SessionResponse:
+        try:
+            async with asyncio.timeout(WELCOME_TIMEOUT_S):
+                await self._write(message)
+                return await self._read()
+        except TimeoutError:
+            raise SessionOver(f"the server did not answer within {WELCOME_TIMEOUT_S:.0f} s") from None
+
+    async def _wait_held(self, sent_ms: int, hold: Hold) -> tuple[int, SessionResponse]:
+        """Do nothing until the next heartbeat is due or the server says more; the answer, and when it was asked for."""
+        if not hold.number:
+            log.warning("held: nothing changes until an admin has decided", server=self._address, why=hold.message)
+        # Nobody can have lost this node by now.
+        self._owner._fence.heard(sent_ms)
+        reading = asyncio.ensure_future(self._read())
+        try:
+            await asyncio.wait({reading}, timeout=self._heartbeat_s)
+            if not reading.done():
+                self._number, sent_ms = self._number + 1, self._owner._fence.now_ms()
+                await self._write(SessionRequest(heartbeat=Heartbeat(number=self._number)))
+                async with asyncio.timeout(WELCOME_TIMEOUT_S):
+                    await asyncio.wait({reading})
+            return sent_ms, reading.result()
+        except TimeoutError:
+            raise SessionOver(f"the server did not answer within {WELCOME_TIMEOUT_S:.0f} s") from None
+        finally:
+            reading.cancel()
 
     # -- in
 
@@ -199,7 +261,9 @@ class _Session:
                 case "open":
                     tasks.create_task(self._callbacks.relay(self._bulk, message.open))
                 case "configure":
-                    self._configure(message.configure.heartbeat_ms)
+                    self._configure(message.configure)
+                case "heard":
+                    self._heard(message.heard.number)
                 case "goodbye":
                     raise SessionOver(f"the server said goodbye: {message.goodbye.message}")
 
@@ -209,10 +273,19 @@ class _Session:
         self._set = assignments.results_in
         self._callbacks.assign(assignments)
 
-    def _configure(self, heartbeat_ms: int) -> None:
-        if heartbeat_ms:
-            self._heartbeat_s = heartbeat_ms / 1000
+    def _configure(self, configure: Configure) -> None:
+        if configure.heartbeat_ms:
+            self._heartbeat_s = configure.heartbeat_ms / 1000
             self._heartbeat_changed.set()
+        if self._owner._fence.configure(self_fence_ms=configure.self_fence_ms, lost_after_ms=configure.lost_after_ms):
+            # It promises something else now.
+            self._owner.inventory_changed()
+
+    def _heard(self, number: int) -> None:
+        sent_ms = self._sent_ms.get(number)
+        if sent_ms is not None:
+            self._owner._fence.heard(sent_ms)
+        self._sent_ms = {n: at_ms for n, at_ms in self._sent_ms.items() if n > number}
 
     async def _read(self) -> SessionResponse:
         message = await self._call.read()
@@ -243,7 +316,13 @@ class _Session:
             with suppress(TimeoutError):
                 async with asyncio.timeout(SAMPLE_TIMEOUT_S):
                     usage = await self._callbacks.sample()
-            await self._write(SessionRequest(heartbeat=Heartbeat(usage=usage)))
+            if self._owner._fence.doubtful:
+                raise SessionOver("the server does not acknowledge heartbeats")
+            self._number += 1
+            if self._owner._fence.promised_ms:
+                # Before it is sent, as the control plane may have it from then on.
+                self._sent_ms[self._number] = self._owner._fence.now_ms()
+            await self._write(SessionRequest(heartbeat=Heartbeat(usage=usage, number=self._number)))
             jitter = random.uniform(1 - HEARTBEAT_JITTER, 1 + HEARTBEAT_JITTER)
             self._heartbeat_changed.clear()
             with suppress(TimeoutError):

@@ -14,12 +14,13 @@ from contextlib import asynccontextmanager, suppress
 
 import structlog
 
-from pwm.api.v1.agent_pb2 import Assignment, Assignments, PullProgress
+from pwm.api.v1.agent_pb2 import Assignment, Assignments, HeldContainer, PullProgress
 from pwm.api.v1.node_pb2 import DriverInfo
-from pwm.api.v1.workload_pb2 import ContainerSpec
+from pwm.api.v1.workload_pb2 import ContainerSpec, WorkloadSpec
 from pwm.nodeagent.container import Container, Output, Surroundings
 from pwm.nodeagent.drivers.driver import Adopted, Driver
 from pwm.nodeagent.engine import Engine
+from pwm.nodeagent.fence import Fencing
 from pwm.nodeagent.journal import Journal, Record
 from pwm.nodeagent.reporter import Reporter
 from pwm.nodeagent.step import Desired
@@ -121,6 +122,12 @@ class Supervisor:
                     log.warning("removing a container that no assignment names", uid=uid, runtime=found.runtime_id)
                     self._begin(_record_of(found, name), Desired.GONE)
 
+    def fence(self, fencing: Fencing) -> None:
+        """End every container that may have a successor by now, or soon. Nothing takes that back."""
+        for container in self._containers.values():
+            if container.assignment.spec.on_node_lost == WorkloadSpec.reschedule:
+                container.fence(fencing)
+
     # -- containers
 
     def _begin(self, record: Record, desired: Desired) -> None:
@@ -176,6 +183,18 @@ class Supervisor:
         """A container of this node, until it is forgotten."""
         return self._containers.get(uid)
 
+    def held(self) -> list[HeldContainer]:
+        """Everything of this node that is not forgotten, as it is told to a control plane that may not know it."""
+        return [
+            HeldContainer(uid=record.uid, name=_name(record.assignment), group=record.assignment.group)
+            for record in self._journal.records()
+        ]
+
+    def tell_again(self) -> None:
+        """The control plane has forgotten what was reported to it for a while: report how everything is now."""
+        for container in self._containers.values():
+            container.tell_again()
+
     def runtime_ids(self) -> dict[str, str]:
         """Engines' ids → uids of everything that may have processes. May be called from any thread."""
         containers = list(self._containers.values())
@@ -188,6 +207,11 @@ class Supervisor:
             if container.is_running and container.driver is not None:
                 found.setdefault(container.driver.name, []).append(uid)
         return found
+
+
+def _name(assignment: Assignment) -> str:
+    spec = assignment.spec
+    return assignment.name or f"{spec.workload}.{spec.replica}.{spec.attempt}"
 
 
 def _record_of(found: Adopted, driver: str) -> Record:

@@ -16,6 +16,7 @@ from pwm.api.v1.agent_pb2 import (
     Configure,
     ContainerUsage,
     ExecOutput,
+    Heard,
     Hello,
     OpenStream,
     PullProgress,
@@ -47,6 +48,8 @@ from pwm.nodeagent.drivers.driver import (
     Runtime,
     Started,
 )
+from pwm.nodeagent.host import Host
+from pwm.nodeagent.journal import Journal
 from pwm.nodeagent.logs.docker_local import encode
 
 TOKEN = "pwm_test"
@@ -161,7 +164,14 @@ class FakeDriver:
 
     async def stop(self, uid: str, *, grace_ms: int) -> None:
         self._call("stop", uid)
-        self.end(uid, 143)
+        container = self._get(uid)
+        if container.ignores_stop:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace_ms / 1000):
+                    while container.ended is None:
+                        container.changed.clear()
+                        await container.changed.wait()
+        self.end(uid, 137 if container.ignores_stop else 143)
 
     async def remove(self, uid: str) -> None:
         self._call("remove", uid)
@@ -266,6 +276,10 @@ class FakeController(agent_pb2_grpc.AgentServiceServicer):
         self.epoch = 0
         self.next_epoch: int | None = None
         self.heartbeat_ms = 50
+        # What it asks of agents that are cut off; and whether it acknowledges heartbeats.
+        self.self_fence_ms = self.lost_after_ms = 0
+        self.hears = True
+        self.heard: list[int] = []
         self.acknowledges = True
         self.wanted: dict[str, Assignment] = {}
         self.hellos: list[Hello] = []
@@ -299,9 +313,10 @@ class FakeController(agent_pb2_grpc.AgentServiceServicer):
         self.hellos.append(hello)
         self.epoch = self.next_epoch if self.next_epoch is not None else self.epoch + 1
         self.next_epoch = None
-        await context.write(
-            SessionResponse(welcome=Welcome(epoch=self.epoch, configure=Configure(heartbeat_ms=self.heartbeat_ms)))
+        configure = Configure(
+            heartbeat_ms=self.heartbeat_ms, self_fence_ms=self.self_fence_ms, lost_after_ms=self.lost_after_ms
         )
+        await context.write(SessionResponse(welcome=Welcome(epoch=self.epoch, configure=configure)))
         self._set = 1
         await context.write(
             SessionResponse(assignments=Assignments(full=True, results_in=1, set=list(self.wanted.values())))
@@ -313,6 +328,9 @@ class FakeController(agent_pb2_grpc.AgentServiceServicer):
             match message.WhichOneof("message"):
                 case "heartbeat":
                     self.usages.append(message.heartbeat.usage)
+                    if self.hears:
+                        self.heard.append(message.heartbeat.number)
+                        await self.say(SessionResponse(heard=Heard(number=message.heartbeat.number)))
                 case "inventory":
                     self.inventories.append(message.inventory)
                 case "reports":
@@ -411,6 +429,13 @@ class RunningAgent:
         driver.output_dir = folder / "engine"
         driver.output_dir.mkdir()
         self._task: asyncio.Task[None] | None = None
+        # How much later it is for the agent than it really is.
+        self.later_ms = 0
+        self.clock_reads = 0
+
+    @property
+    def journal(self) -> Journal:
+        return self._host.journal
 
     @property
     def state_dir(self) -> Path:
@@ -426,7 +451,15 @@ class RunningAgent:
             health_address=health,
         )
         before = self._controller.sessions
-        self.agent = Agent(config, drivers=[self._driver])
+        self._host = Host(config)
+        real = self._host.uptime_ms
+
+        def uptime_ms() -> int:
+            self.clock_reads += 1
+            return real() + self.later_ms
+
+        self._host.uptime_ms = uptime_ms  # type: ignore[method-assign]
+        self.agent = Agent(config, drivers=[self._driver], host=self._host)
         self._task = asyncio.ensure_future(self.agent.run())
         if connected:
             await until(lambda: self._controller.sessions > before or (self._task and self._task.done()))

@@ -272,6 +272,7 @@ async def test_a_restarted_agent_adopts_what_runs_and_reports_nothing_twice(
 ) -> None:
     await controller.want(order("a"))
     await controller.reported("a", "RUNNING")
+    await until(lambda: not list(agent.journal.pending(after=0)))
     await agent.stop()
     assert driver.containers["a"].runtime is Runtime.RUNNING, "a stop of the agent stops no container"
     await agent.start()
