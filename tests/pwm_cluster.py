@@ -133,6 +133,9 @@ class PwmCluster:
     def thaw(self, part: str) -> None:
         self._processes[part].send_signal(signal.SIGCONT)
 
+    def pid(self, part: str) -> int:
+        return self._processes[part].pid
+
     def stop(self, part: str) -> None:
         process = self._processes.pop(part)
         process.terminate()
