@@ -46,7 +46,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "version": ("version", "Version of client and server."),
     "api-version": ("version", "Version of the API."),
     "completion": ("completion", "Completion for bash, zsh or fish."),
-    "admin": ("admin", "The cluster itself: status, verify, node tokens."),
+    "admin": ("admin", "The cluster itself: status, failover, verify, node tokens."),
     "controller": ("daemons", "Run a control-plane replica."),
     "agent": ("daemons", "Run the agent of this node."),
 }

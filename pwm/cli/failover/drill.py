@@ -16,6 +16,7 @@ from pwm.cli.failover import evidence, report
 from pwm.cli.failover.rounds import LeaderMoved, Plan, Round, play, until_calm
 from pwm.cli.failover.watch import Watcher, start_watchers
 from pwm.cli.failover.world import Container, Standing, World
+from pwm.cli.invocation import wants_colour
 from pwm.cli.progress import StatusLine
 
 TYPE_CHECKING = False
@@ -59,11 +60,13 @@ class _Drill:
         before = self._world.containers()
         running = sum(container.phase == "RUNNING" for container in before.values())
         servers = len(profile.servers)
-        self._say(report.announcement(self._plan, rounds=rounds, name=self._name, servers=servers, running=running))
+        self._line.note(
+            report.announcement(self._plan, rounds=rounds, name=self._name, servers=servers, running=running)
+        )
         self._ask(yes)
         watchers = start_watchers(profile, after_revision=start.revision, last=self._is_last)
         try:
-            self._play(rounds, replicas=len(start.replicas))
+            self._play(rounds, start)
         finally:
             self._clean_up()
         if not self._rounds:
@@ -113,7 +116,10 @@ class _Drill:
 
     # --- rounds -----------------------------------------------------------------------------------
 
-    def _play(self, rounds: int, *, replicas: int) -> None:
+    def _play(self, rounds: int, start: Standing) -> None:
+        replicas = len(start.replicas)
+        table = report.RoundTable(self._plan, start, colour=wants_colour(self._invocation.err))
+        self._line.note("\n" + table.header())
         while len(self._rounds) < rounds:
             number = len(self._rounds) + 1
             calm = until_calm(self._world, self._plan.role, replicas=replicas, say=self._line.say)
@@ -128,7 +134,7 @@ class _Drill:
                 self._line.say(f"{moved.message}; once more")
                 continue
             self._rounds.append(round_)
-            self._say(report.round_line(self._plan, round_, colour=self._invocation.colour))
+            self._line.note(table.row(round_))
             if round_.back_s is None and self._plan.failure != "RESIGN":
                 replicas -= 1
                 if replicas < 2 and number < rounds:
@@ -173,7 +179,3 @@ class _Drill:
 
     def _is_last(self, event: dict[str, Any]) -> bool:
         return bool(self._last) and "removed" in event and event.get("name") == self._last
-
-    def _say(self, text: str) -> None:
-        """A paragraph for people, above the line that says what is being done."""
-        self._line.note(text)

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 from pwm.cli.failover.evidence import Finding, median
 from pwm.cli.failover.rounds import Plan, Round
+from pwm.cli.failover.world import Standing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-GREEN, RED, YELLOW, BOLD, DIM, PLAIN = "\033[32m", "\033[31m", "\033[33m", "\033[1m", "\033[2m", "\033[0m"
+GREEN, RED, BOLD, DIM, PLAIN = "\033[32m", "\033[31m", "\033[1m", "\033[2m", "\033[0m"
 COLUMNS = 100
 _DONE = {"KILL": "killed", "FREEZE": "frozen", "RESIGN": "resigned"}
 _WHAT = {
@@ -43,18 +44,33 @@ def announcement(plan: Plan, *, rounds: int, name: str, servers: int, running: i
     return "\n".join(_wrapped(line) for line in lines)
 
 
-def round_line(plan: Plan, round_: Round, *, colour: bool) -> str:
-    """One round that is over."""
-    address = round_.address.removeprefix("http://")
-    parts = [
-        f"{round_.victim} ({address}) {_DONE[plan.failure]}",
-        f"{round_.leader} led after {duration(round_.takeover_s)}",
-        f"no write waited longer than {duration(round_.wait_s)}",
-    ]
-    if plan.failure != "RESIGN":
-        parts.append("nobody started it again" if round_.back_s is None else f"back after {duration(round_.back_s)}")
-    tick = _painted("✓", YELLOW if round_.back_s is None and plan.failure != "RESIGN" else GREEN, colour)
-    return _wrapped(f"{tick} round {round_.number}  {', '.join(parts)}", "            ")
+class RoundTable:
+    """A line for each round as it ends, in columns."""
+
+    def __init__(self, plan: Plan, standing: Standing, *, colour: bool) -> None:
+        """Columns are as wide as what there is now: replicas that come later have names of the same kind."""
+        self._plan = plan
+        self._colour = colour
+        names = max(len("NEXT LEADER"), *(len(replica) for replica in standing.replicas))
+        addresses = max(len(_short(replica.address)) for replica in standing.replicas.values())
+        self._widths = (5, names, addresses, names, 9, 15, 10)
+
+    def header(self) -> str:
+        done = _DONE[self._plan.failure].upper()
+        back = "" if self._plan.failure == "RESIGN" else "BACK AFTER"
+        return _painted(
+            self._line("ROUND", done, "AT", "NEXT LEADER", "LED AFTER", "A WRITE WAITED", back), BOLD, self._colour
+        )
+
+    def row(self, round_: Round) -> str:
+        back = ""
+        if self._plan.failure != "RESIGN":
+            back = "not at all" if round_.back_s is None else duration(round_.back_s)
+        waits = duration(round_.takeover_s), duration(round_.wait_s)
+        return self._line(str(round_.number), round_.victim, _short(round_.address), round_.leader, *waits, back)
+
+    def _line(self, *cells: str) -> str:
+        return "  ".join(cell.ljust(width) for cell, width in zip(cells, self._widths, strict=True)).rstrip()
 
 
 def times(rounds: Sequence[Round]) -> list[tuple[str, float, float, str]]:
@@ -135,10 +151,14 @@ def as_json(plan: Plan, rounds: Sequence[Round], findings: Sequence[Finding]) ->
     }
 
 
-def _wrapped(text: str, indent: str = "", *, width: int = COLUMNS) -> str:
+def _short(address: str) -> str:
+    return address.removeprefix("http://")
+
+
+def _wrapped(text: str, *, width: int = COLUMNS) -> str:
     from textwrap import fill
 
-    return fill(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return fill(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def _painted(text: str, paint: str, colour: bool) -> str:

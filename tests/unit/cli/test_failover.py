@@ -121,7 +121,7 @@ def test_a_watcher_that_gave_up_is_told_with_the_reason() -> None:
 
 def test_a_container_that_runs_on_was_not_touched() -> None:
     finding = evidence.touched({"c1": container()}, {"c1": container()})
-    assert (finding.count, finding.rests_on) == (0, "1 run as the process that they were, 1 by their drivers' word")
+    assert (finding.count, finding.rests_on) == (0, "1 are the processes they were, 1 by their drivers' word")
 
 
 @pytest.mark.parametrize(
@@ -204,9 +204,16 @@ def test_a_report_is_at_most_a_hundred_columns_wide_and_ends_with_the_verdict() 
     assert "757 ms" in text  # the median of 14 ms and 1.5 s
     bad = evidence.lost([(pages(5, 7), history(5))])
     assert report.text(rounds, [bad], colour=False).endswith("see above, and the controllers' logs.")
-    line = report.round_line(PLAN, rounds[1], colour=False)
-    assert "vm-a (a:4700) killed, vm-b led after 1.5 s" in line
-    assert "nobody started it again" in " ".join(line.split())
+
+
+def test_rounds_are_lines_of_a_table() -> None:
+    table = report.RoundTable(PLAN, standing(status()), colour=False)
+    rows = [table.header(), table.row(round_()), table.row(round_(takeover_s=1.5, back_s=None))]
+    assert [row.split() for row in rows[1:]] == [
+        ["1", "vm-a", "a:4700", "vm-b", "14", "ms", "31", "ms", "2.1", "s"],
+        ["1", "vm-a", "a:4700", "vm-b", "1.5", "s", "31", "ms", "not", "at", "all"],
+    ]
+    assert {row.index(word) for row, word in zip(rows, ("LED AFTER", "14 ms", "1.5 s"), strict=True)} == {41}
 
 
 def test_the_report_for_scripts_says_the_same() -> None:
