@@ -44,6 +44,11 @@ ROUNDS = 3
 ROUND_PAUSE_S = 0.2
 JSON_LINES = "application/x-ndjson"
 
+# Between attempts to go on with a stream: short at first, since the next server is there already.
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
+# A connection that is replaced sooner than that is nobody's concern.
+NOTICE_AFTER_S = 2.0
+
 # Until when (monotonic) servers are asked last, by URL: all clients of a process know it.
 _avoided: dict[str, float] = {}
 
@@ -314,6 +319,24 @@ class Client:
         if text not in self._warned:
             self._warned.add(text)
             self._warn(text)
+
+
+class BackOff:
+    """Pauses between attempts, longer and longer, and no two clients' the same: they lose a server together."""
+
+    def __init__(self, *, first_s: float = FIRST_PAUSE_S, longest_s: float = LONGEST_PAUSE_S) -> None:
+        self._first_s, self._longest_s = first_s, longest_s
+        self._limit_s = first_s
+
+    def reset(self) -> None:
+        self._limit_s = self._first_s
+
+    def next_s(self) -> float:
+        from os import urandom
+
+        pause_s = self._limit_s * (0.2 + 0.8 * urandom(1)[0] / 255)
+        self._limit_s = min(self._longest_s, self._limit_s * 2)
+        return pause_s
 
 
 def _order(servers: list[Server]) -> list[Server]:

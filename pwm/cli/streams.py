@@ -23,6 +23,7 @@ import time
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from pwm.cli.client import NOTICE_AFTER_S, BackOff
 from pwm.cli.errors import UNAVAILABLE, CliError, NoServerError, ServerError, server_error
 from pwm.cli.http1 import TransportError
 
@@ -48,7 +49,6 @@ PIECES_AT_ONCE = 1024
 
 # A broken stream is resumed for this long without a server; longer than any fail-over of the control plane.
 RESUME_LIMIT_S = 60.0
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
 
 
 class StreamError(CliError):
@@ -231,18 +231,16 @@ class Follower:
     def run(self) -> None:
         """Writes the stream until its end; raises what the server says went wrong, or `NoServerError`."""
         broken_at: float | None = None
-        pause_s = FIRST_PAUSE_S
+        said, pauses = False, BackOff()
         while True:
             self._connected = False
-            silent = False
             try:
                 if self._attempt():
                     return
                 trouble: CliError = NoServerError("the connection was cut")
             except TransportError as error:
                 trouble = NoServerError(f"the connection was lost: {error}")
-                # Nothing to say for long, or a server that has gone without a word: asking again tells.
-                silent = isinstance(error.__cause__, TimeoutError)
+                self._client.leave(error)
             except NoServerError as error:
                 trouble = error
             except ServerError as error:
@@ -251,13 +249,14 @@ class Follower:
                 trouble = error
             self._client.close()
             if self._connected:
-                if not silent:
-                    self._note(f"{trouble.message}; trying to go on")
-                broken_at, pause_s = self._clock(), FIRST_PAUSE_S
+                broken_at, said = self._clock(), False
+                pauses.reset()
             elif broken_at is None or self._clock() - broken_at > RESUME_LIMIT_S:
                 raise trouble
-            self._sleep(pause_s)
-            pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
+            elif not said and self._clock() - broken_at > NOTICE_AFTER_S:
+                self._note(f"{trouble.message}; trying to go on")
+                said = True
+            self._sleep(pauses.next_s())
 
     def _attempt(self) -> bool:
         """One connection; True when the stream has ended, False when it was cut."""

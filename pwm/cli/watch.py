@@ -1,8 +1,9 @@
 """Following resources as they change, through lost connections: nobody polls.
 
 `changes` opens the server's watch and yields its messages; when the connection or the replica is lost it
-opens another, from the revision that was reached, at whatever server answers. The server then sends what is
-there once more (ADDED, and SYNCED at the end), so what was missed between shows as a difference.
+opens another at whatever server answers. The server then sends what is there once more (ADDED, and SYNCED at the
+end), so what was missed between shows as a difference; or, for who asks to `identify` resources, only what has
+changed since the revision that was reached, if it still knows.
 
 `until` waits for named resources and tells their way on standard error.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import time
 
+from pwm.cli.client import NOTICE_AFTER_S, BackOff
 from pwm.cli.errors import UNAVAILABLE, CliError, NoServerError, ServerError, TimedOutError
 from pwm.cli.http1 import DeadlinePassed, TransportError
 
@@ -26,29 +28,38 @@ ADDED, MODIFIED, DELETED, SYNCED, BEAT = "ADDED", "MODIFIED", "DELETED", "SYNCED
 # Ours, not the server's: the connection is new, and what is there comes once more.
 AGAIN = "AGAIN"
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
 # Names that still fit a URL; more are picked out of the whole list here.
 NAMES_IN_URL = 50
 
 
 def changes(
-    client: Client, kind: str, query: dict[str, Any], *, deadline: float | None, note: Callable[[str], None]
+    client: Client,
+    kind: str,
+    query: dict[str, Any],
+    *,
+    deadline: float | None,
+    note: Callable[[str], None],
+    identify: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Messages of a watch, for ever; `DeadlinePassed` at the deadline (monotonic).
 
     The first connection must succeed. After that it tries on: a control plane that fails over is back
     in a moment, and one that is not is said once.
     """
-    revision = max(client.revision, int(query.get("minRevision") or 0))
-    connected, pause_s, said = False, FIRST_PAUSE_S, False
+    revision, reached = max(client.revision, int(query.get("minRevision") or 0)), 0
+    connected, said, lost_at, pauses = False, False, 0.0, BackOff()
     while True:
         try:
             if connected:
                 yield {"type": AGAIN}
             asked = {**query, "minRevision": revision}
+            if identify:
+                asked |= {"identify": True, "afterRevision": reached or None}
             for message in client.stream(f"/v1/watch/{kind}", query=asked, deadline=deadline):
-                connected, pause_s, said = True, FIRST_PAUSE_S, False
-                revision = max(revision, int(message.get("revision") or 0))
+                connected, said, lost_at = True, False, 0.0
+                pauses.reset()
+                reached = int(message.get("revision") or reached)
+                revision = max(revision, reached)
                 yield message
         except DeadlinePassed:
             raise
@@ -56,13 +67,14 @@ def changes(
             passing = not isinstance(error, ServerError) or error.status == UNAVAILABLE
             if not connected or not passing:
                 raise
-            if not said and pause_s > FIRST_PAUSE_S:
-                note("the connection is lost; trying again")
+            lost_at = lost_at or time.monotonic()
+            if not said and time.monotonic() - lost_at > NOTICE_AFTER_S:
+                note(f"the connection is lost ({str(error).splitlines()[0]}); trying again")
                 said = True
+        pause_s = pauses.next_s()
         if deadline is not None and time.monotonic() + pause_s > deadline:
             raise DeadlinePassed("the time is up")
         time.sleep(pause_s)
-        pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
 
 def until(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 
-from pwm.cli.client import Client
+from pwm.cli.client import BackOff, Client
 from pwm.cli.errors import UNAVAILABLE, NoServerError, NotFoundError, ServerError
 from pwm.cli.http1 import TransportError
 
@@ -36,9 +36,8 @@ NEVER_RAN = frozenset(
         "COMMAND_NOT_FOUND",
     }
 )
-# How long a server may be away while we wait.
+# How long all servers may be away while we wait. One that says that it cannot answer now is there.
 AWAY_LIMIT_S = 60.0
-PAUSE_S = 0.5
 
 
 def phase_of(workload: dict[str, Any]) -> str:
@@ -62,12 +61,14 @@ def statuses(invocation: Invocation, target: Target) -> Iterator[dict[str, Any]]
     """
     seen = False
     away_since: float | None = None
+    pauses = BackOff()
     while True:
         client = Client(invocation.profile, warn=invocation.warn)
         query = {"names": [target.name], "group": target.group, "minRevision": invocation.client.revision or None}
         try:
             for message in client.stream("/v1/watch/Workload", query=query):
                 away_since = None
+                pauses.reset()
                 kind = message.get("type")
                 if kind == "SYNCED" and not seen:
                     raise NotFoundError(
@@ -85,10 +86,10 @@ def statuses(invocation: Invocation, target: Target) -> Iterator[dict[str, Any]]
         except ServerError as error:
             if error.status != UNAVAILABLE:
                 raise
-            trouble = error
+            trouble, away_since = error, None
         finally:
             client.close()
         away_since = away_since or time.monotonic()
         if time.monotonic() - away_since > AWAY_LIMIT_S:
             raise trouble if isinstance(trouble, ServerError) else NoServerError(str(trouble))
-        time.sleep(PAUSE_S)
+        time.sleep(pauses.next_s())

@@ -277,7 +277,13 @@ class ControlPlane:
             "UsageService": UsageService(
                 view=view, queries=self.queries, agents=self.agents, authorizer=self.authorizer, clock=clock
             ),
-            "EventService": EventService(view=view, store=self.store, authorizer=self.authorizer),
+            "EventService": EventService(
+                view=view,
+                store=self.store,
+                authorizer=self.authorizer,
+                clock=clock,
+                stale_since_ms=self.stale_since_ms,
+            ),
             "AdminService": self._admin_service(),
         }
         return [(services_pb2.DESCRIPTOR.services_by_name[name], servicer) for name, servicer in servicers.items()]

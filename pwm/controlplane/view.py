@@ -24,8 +24,9 @@ from pwm.controlplane.core.evolve import STATE_TYPES, State, evolve
 
 # Changes a subscriber may lag behind before it is told to start over.
 SUBSCRIPTION_LIMIT = 10_000
-# Newest events kept for `pwm events`; older ones are read from the store.
-RECENT_EVENTS = 10_000
+# Newest changes kept for `pwm events`, and for those who come back from another replica; older ones are read from
+# the store.
+RECENT_CHANGES = 10_000
 
 
 class Entry(NamedTuple):
@@ -57,7 +58,9 @@ class View:
     def __init__(self) -> None:
         self.revision = 0
         self.synced = False
-        self.recent_events: deque[Event] = deque(maxlen=RECENT_EVENTS)
+        self.recent: deque[ViewChange] = deque()
+        # All changes after this revision are in `recent`.
+        self.recent_after = 0
         self._kinds: dict[str, dict[str, Entry]] = {kind: {} for kind in STATE_TYPES}
         self._names: dict[tuple[str, str, str], str] = {}
         self._by_workload: defaultdict[str, dict[str, Container]] = defaultdict(dict)
@@ -68,6 +71,10 @@ class View:
         self._waiter_count = 0
 
     # ---- reading
+
+    @property
+    def recent_events(self) -> Iterator[Event]:
+        return (change.event for change in self.recent)
 
     def get(self, kind: str, uid: str) -> Any | None:
         """The resource's message, or None."""
@@ -131,7 +138,7 @@ class View:
         self._names.clear()
         self._by_workload.clear()
         self._by_node.clear()
-        self.recent_events.clear()
+        self.recent.clear()
         self.synced = False
         for subscription in list(self._subscriptions):
             subscription.resync()
@@ -142,7 +149,7 @@ class View:
 
     def loaded(self, revision: int) -> None:
         """All heads of `revision` are in: the view may be read."""
-        self.revision = revision
+        self.revision = self.recent_after = revision
         self.synced = True
         self._wake()
 
@@ -188,7 +195,9 @@ class View:
 
     def _tell(self, change: ViewChange) -> None:
         change.event.revision = change.revision
-        self.recent_events.append(change.event)
+        self.recent.append(change)
+        if len(self.recent) > RECENT_CHANGES:
+            self.recent_after = max(self.recent_after, self.recent.popleft().revision)
         for observer in self._observers:
             observer(change)
         for subscription in self._subscriptions:

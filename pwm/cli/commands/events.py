@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from pwm.cli import exit_codes
 from pwm.cli.command import ALL_GROUPS, SCOPE, Argument, Command, Option, whole_number
-from pwm.cli.errors import UNAVAILABLE, NoServerError, ServerError, UsageError
+from pwm.cli.errors import OUT_OF_RANGE, UNAVAILABLE, NoServerError, ServerError, UsageError
 from pwm.cli.http1 import TransportError
 from pwm.cli.selection import kind_and_names
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from pwm.cli.client import Client
     from pwm.cli.invocation import Invocation
-
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
 
 
 def events(
@@ -32,7 +30,8 @@ def events(
         query |= {"kind": kind, "name": names[0] if names else None}
     from pwm.cli.render import harmless, to_yaml
 
-    for message in followed(invocation.client, query) if follow else _once(invocation, query):
+    source = followed(invocation.client, query, note=invocation.note) if follow else _once(invocation, query)
+    for message in source:
         if output == "json":
             from json import dumps
 
@@ -53,31 +52,76 @@ def _once(invocation: Invocation, query: dict[str, Any]) -> Iterator[dict[str, A
         raise NoServerError(f"the connection to the server is lost ({error})", next_step="Try again.") from error
 
 
-def followed(client: Client, query: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Events for ever. A connection that breaks is made anew after the last event that came: none twice, none lost."""
+def followed(
+    client: Client, query: dict[str, Any], *, note: Callable[[str], None] = lambda text: None
+) -> Iterator[dict[str, Any]]:
+    """Events for ever. A connection that breaks is made anew after the last event that came: none twice, none lost.
+
+    Should some be lost after all, because a server keeps no such old ones any more, `note` says so.
+    """
     import time
 
-    reached, connected, pause_s = 0, False, FIRST_PAUSE_S
-    # Events of the revision that was reached: it may hold more of them than had come when the connection broke.
-    seen: set[tuple[str, str]] = set()
+    from pwm.cli.client import NOTICE_AFTER_S, BackOff
+
+    place, connected, lost_at, pauses = _Place(), False, 0.0, BackOff()
     while True:
         try:
-            asked = {**query, "afterRevision": reached - 1, "limit": None} if reached else query
-            for message in client.stream("/v1/events", query=asked, timeout_s=None):
-                connected, pause_s = True, FIRST_PAUSE_S
-                event = message.get("event") or {}
-                revision, identity = int(event.get("revision") or 0), (str(event.get("uid")), str(event.get("version")))
-                if revision == reached and identity in seen:
-                    continue
-                if revision > reached:
-                    reached, seen = revision, set()
-                seen.add(identity)
-                yield message
+            for message in client.stream("/v1/events", query={**query, **place.asked()}, timeout_s=None):
+                connected, lost_at = True, 0.0
+                pauses.reset()
+                if place.is_new(message):
+                    yield message
         except (TransportError, NoServerError, ServerError) as error:
-            if not connected or (isinstance(error, ServerError) and error.status != UNAVAILABLE):
+            status = error.status if isinstance(error, ServerError) else UNAVAILABLE
+            if not connected or status not in (UNAVAILABLE, OUT_OF_RANGE):
                 raise
-        time.sleep(pause_s)
-        pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+            if status == OUT_OF_RANGE:
+                note(f"{str(error).splitlines()[0]}: some may be missing here")
+                place.give_up_the_past()
+            before, lost_at = lost_at, lost_at or time.monotonic()
+            if before and time.monotonic() - before > NOTICE_AFTER_S and not place.said:
+                note(f"the connection is lost ({str(error).splitlines()[0]}); trying again")
+                place.said = True
+        time.sleep(pauses.next_s())
+
+
+class _Place:
+    """How far somebody who follows events has come."""
+
+    def __init__(self) -> None:
+        # Everything up to `complete` has come, and of the revision `reached` the events `seen`.
+        self._complete = self._reached = 0
+        self._seen: set[tuple[str, str]] = set()
+        self._past_is_gone = False
+        self.said = False
+
+    def asked(self) -> dict[str, Any]:
+        """What to ask for, in addition: the revision that was reached may hold more events than have come."""
+        after = max(self._complete, self._reached - 1)
+        return {"afterRevision": after, "limit": None} if after > 0 and not self._past_is_gone else {}
+
+    def is_new(self, message: dict[str, Any]) -> bool:
+        self._past_is_gone = self.said = False
+        event = message.get("event")
+        if event is None:
+            self._complete = max(self._complete, int(message.get("revision") or 0))
+            return False
+        revision, identity = int(event.get("revision") or 0), (str(event.get("uid")), str(event.get("version")))
+        if (
+            revision <= self._complete
+            or revision < self._reached
+            or (revision == self._reached and identity in self._seen)
+        ):
+            return False
+        if revision > self._reached:
+            self._reached = revision
+            self._seen.clear()
+        self._seen.add(identity)
+        return True
+
+    def give_up_the_past(self) -> None:
+        """Ask for the newest there are."""
+        self._past_is_gone = True
 
 
 COMMANDS = {

@@ -80,26 +80,47 @@ def _show_resources(invocation: Invocation, items: list[dict[str, Any]], output:
 
 def _follow(invocation: Invocation, kind: str, query: dict[str, Any], output: str) -> int:
     """Lines of a watch until Ctrl-C. What a new connection sends again is not shown twice."""
-    from pwm.cli.watch import ADDED, AGAIN, BEAT, SYNCED, changes
+    from pwm.cli.watch import ADDED, AGAIN, BEAT, DELETED, MODIFIED, SYNCED, changes
 
     write = _writer(invocation, output)
-    # Lines that stand on the screen since the last time that everything was sent.
-    shown: set[str] = set()
+    # What stands on the screen of each resource, by uid, and which of them the new connection has told of.
+    shown: dict[str, dict[str, Any]] = {}
+    told: set[str] = set()
     repeated = False
-    for message in changes(invocation.client, kind, query, deadline=None, note=invocation.note):
-        type_ = message.get("type")
-        if type_ in (AGAIN, SYNCED):
-            repeated = type_ == AGAIN
-            invocation.out.flush()
+
+    def show(message: dict[str, Any]) -> None:
+        for line in write(message):
+            invocation.say(line)
+
+    for message in changes(invocation.client, kind, query, deadline=None, note=invocation.note, identify=True):
+        type_, uid = message.get("type"), str(message.get("uid", ""))
+        before = shown.get(uid)
+        if type_ == AGAIN:
+            repeated = True
+            told.clear()
+        elif type_ == SYNCED:
+            if repeated and not message.get("resumed"):
+                for gone in [uid for uid in shown if uid not in told]:
+                    show(_gone(shown.pop(gone), output))
+            repeated = False
+        elif type_ == DELETED:
+            if shown.pop(uid, None) is not None:
+                show(message)
         elif type_ != BEAT:
-            for line in write(message):
-                if repeated and type_ == ADDED and line in shown:
-                    continue
-                shown.add(line)
-                invocation.say(line)
-            if not repeated:
-                invocation.out.flush()
+            told.add(uid)
+            if before is None or before.get("digest") != message.get("digest"):
+                message["type"] = ADDED if before is None else MODIFIED
+                shown[uid] = message
+                show(message)
+        if not repeated:
+            invocation.out.flush()
     return exit_codes.DONE
+
+
+def _gone(shown: dict[str, Any], output: str) -> dict[str, Any]:
+    """The message of a deletion that nobody saw, made of what was shown last."""
+    text = str(shown.get("text", ""))
+    return {**shown, "type": "DELETED", "text": f"{text} deleted" if output == "name" else f"{text}  DELETED"}
 
 
 def _writer(invocation: Invocation, output: str) -> Callable[[dict[str, Any]], list[str]]:
@@ -112,15 +133,23 @@ def _writer(invocation: Invocation, output: str) -> Callable[[dict[str, Any]], l
         from pwm.cli.render import to_yaml
 
         return lambda message: [f"--- # {message.get('type')}\n" + to_yaml(message.get("resource")).rstrip("\n")]
-    if not invocation.colour or output == "name":
-        return lambda message: str(message.get("text", "")).splitlines()
-    from pwm.cli.render import coloured_table
+    begun = False
 
-    def coloured(message: dict[str, Any]) -> list[str]:
+    def lines(message: dict[str, Any]) -> list[str]:
+        # A new connection begins with the header, too.
+        nonlocal begun
         text = str(message.get("text", ""))
-        return coloured_table(text, header="\n" in text).splitlines()
+        *header, message["text"] = text.split("\n")
+        if begun:
+            header = []
+        begun = True
+        if not invocation.colour or output == "name":
+            return [*header, message["text"]]
+        from pwm.cli.render import coloured_table
 
-    return coloured
+        return coloured_table("\n".join([*header, message["text"]]), header=bool(header)).splitlines()
+
+    return lines
 
 
 COMMANDS = {

@@ -1,12 +1,25 @@
-"""`pwm events`: what happened, in cluster-wide order."""
+"""`pwm events`: what happened, in cluster-wide order.
 
-from collections.abc import AsyncIterator
+Who follows gets every event once: first those that there are, up to the revision that the view has, then the
+view's changes. A client that comes back, perhaps to another replica, says after which revision; what happened since
+then is in the view's memory, or in the store's own history when this replica has only just started. When it is in
+neither (compacted away) the client is told so, instead of being left with a gap.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+
+import grpc
 
 from pwm.api.v1 import services_pb2 as api
 from pwm.api.v1.events_pb2 import Event
 from pwm.controlplane.auth import Authorizer, Principal, canonical_kind
+from pwm.controlplane.clock import Clock
 from pwm.controlplane.context import CallContext
+from pwm.controlplane.errors import ApiError, unavailable
 from pwm.controlplane.services.event_text import line
+from pwm.controlplane.services.pulse import Pulse
+from pwm.controlplane.store import errors as store_errors
 from pwm.controlplane.store.commits import StreamId
 from pwm.controlplane.store.eventstore import EventStore
 from pwm.controlplane.view import Resync, View
@@ -15,36 +28,63 @@ DEFAULT_LIMIT = 1_000
 
 
 class EventService:
-    def __init__(self, *, view: View, store: EventStore, authorizer: Authorizer) -> None:
+    def __init__(
+        self,
+        *,
+        view: View,
+        store: EventStore,
+        authorizer: Authorizer,
+        clock: Clock,
+        stale_since_ms: Callable[[], int],
+    ) -> None:
         self._view = view
         self._store = store
         self._authorizer = authorizer
+        self._pulse = Pulse(clock=clock, stale_since_ms=stale_since_ms)
 
     async def ListEvents(
         self, request: api.ListEventsRequest, context: CallContext
     ) -> AsyncIterator[api.ListEventsResponse]:
         principal = context.principal
-        with self._view.subscribe() as subscription:
-            past = [e for e in await self._past(request, principal) if self._wanted(e, request, principal)]
-            last = max((event.revision for event in past), default=0)
-            for event in past[-(request.limit or DEFAULT_LIMIT) :]:
-                yield _answer(event)
-            while request.follow:
-                try:
-                    changes = await subscription.batch()
-                except Resync:
-                    changes = []
-                    for event in self._view.recent_events:
-                        if event.revision > last and self._wanted(event, request, principal):
+        if request.follow:
+            self._pulse.check()
+        after = request.after_revision
+        while True:
+            with self._view.subscribe() as subscription:
+                reached = self._view.revision
+                past = self._since(after, reached) if after else self._newest(request, principal, reached)
+                async with aclosing(past) as events:
+                    async for event in events:
+                        if self._wanted(event, request, principal):
                             yield _answer(event)
-                for change in changes:
-                    if change.revision >= last and self._wanted(change.event, request, principal):
-                        if change.revision > last or change.event not in past:
-                            yield _answer(change.event)
-                        last = max(last, change.revision)
+                if not request.follow:
+                    return
+                yield api.ListEventsResponse(revision=reached)
+                try:
+                    async with aclosing(self._pulse.batches(subscription)) as batches:
+                        async for changes in batches:
+                            for change in changes:
+                                if change.revision > reached and self._wanted(change.event, request, principal):
+                                    yield _answer(change.event)
+                            reached = max(reached, changes[-1].revision if changes else self._view.revision)
+                            if not changes:
+                                yield api.ListEventsResponse(revision=reached)
+                except Resync:
+                    await self._view.wait_for(reached)
+                    after = reached
+
+    # ---- what has happened already
+
+    async def _newest(
+        self, request: api.ListEventsRequest, principal: Principal, upto: int
+    ) -> AsyncGenerator[Event, None]:
+        """The newest events, oldest first: of one resource from the store, else those that are in memory."""
+        events = [e for e in await self._past(request, principal) if e.revision <= upto]
+        wanted = [event for event in events if self._wanted(event, request, principal)]
+        for event in wanted[-(request.limit or DEFAULT_LIMIT) :]:
+            yield event
 
     async def _past(self, request: api.ListEventsRequest, principal: Principal) -> list[Event]:
-        """Events so far, oldest first: of one resource from the store, else the newest that are in memory."""
         if not (request.kind and request.name):
             return list(self._view.recent_events)
         kind = canonical_kind(request.kind)
@@ -63,6 +103,37 @@ class EventService:
                 events.append((stored.revision, stored.position, event))
         events.sort(key=lambda item: item[:2])
         return [event for _, _, event in events]
+
+    async def _since(self, after: int, upto: int) -> AsyncGenerator[Event, None]:
+        """Every event after one revision, up to another. Raises ApiError OUT_OF_RANGE when some are not kept."""
+        if after >= self._view.recent_after:
+            for event in list(self._view.recent_events):
+                if after < event.revision <= upto:
+                    yield event
+            return
+        try:
+            newest = min(upto, await self._store.newest_event(after_revision=after))
+            if newest <= after:
+                return
+            async with aclosing(self._store.follow(after)) as followed:
+                async for changes in followed:
+                    for stored in changes.events:
+                        if stored.revision <= upto:
+                            event = Event.FromString(stored.event)
+                            event.revision = stored.revision
+                            yield event
+                    if changes.revision >= newest:
+                        return
+        except store_errors.RebuildNeeded as error:
+            raise ApiError(
+                grpc.StatusCode.OUT_OF_RANGE,
+                f"the events after revision {after} are no longer kept",
+                next_step=f"events after revision {self._view.recent_after} can be followed",
+            ) from error
+        except store_errors.StoreError as error:
+            raise unavailable(f"the events cannot be read now: {error}") from error
+
+    # ---- which of them
 
     def _wanted(self, event: Event, request: api.ListEventsRequest, principal: Principal) -> bool:
         if event.kind == "Token" or event.revision <= request.after_revision:

@@ -1,9 +1,7 @@
 """Apply, get, list, watch and delete, for every kind."""
 
-import asyncio
-import re
 from collections.abc import AsyncIterator, Callable, Sequence
-from functools import lru_cache
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -23,17 +21,13 @@ from pwm.controlplane.core.selectors import SelectorError, parse_selector
 from pwm.controlplane.errors import ApiError, conflict, invalid, not_found
 from pwm.controlplane.queries import OBSERVED_KINDS, Queries, wrap
 from pwm.controlplane.services.applying import Applier
-from pwm.controlplane.services.tables import Table, render
+from pwm.controlplane.services.pulse import Pulse
+from pwm.controlplane.services.tables import render
+from pwm.controlplane.services.watched import TEXT_FORMATS, Filter, Watched, in_order
 from pwm.controlplane.view import Resync, View
 
 # How long a read waits for the revision it asked for.
 MIN_REVISION_TIMEOUT_S = 5.0
-# Silence after which a watch shows that it is alive.
-WATCH_BEAT_S = 15.0
-
-_SEPARATORS = re.compile(r"[.-]")
-_TEXT_FORMATS = (api.TABLE, api.WIDE, api.NAME)
-Filter = Callable[[Any], bool]
 
 
 class ResourceService:
@@ -55,6 +49,7 @@ class ResourceService:
         self._authorizer = authorizer
         self._clock = clock
         self._stale_since_ms = stale_since_ms
+        self._pulse = Pulse(clock=clock, stale_since_ms=stale_since_ms)
 
     async def Apply(self, request: api.ApplyRequest, context: CallContext) -> api.ApplyResponse:
         return await self._applier.apply(request, context.principal)
@@ -84,11 +79,11 @@ class ResourceService:
         wanted = self._filter(kind, request, context.principal)
         items = [item for item in self._queries.all(kind) if wanted(item)]
         if kind != "Event":
-            items.sort(key=lambda item: (item.metadata.group, _natural(item.metadata.name)))
+            items.sort(key=in_order)
         if request.names:
             self._all_there(kind, request, items)
         answer = api.ListResponse(revision=self._view.revision, count=len(items), stale_since=self._stale_since())
-        if request.format in _TEXT_FORMATS:
+        if request.format in TEXT_FORMATS:
             answer.text = render(
                 kind, items, format=request.format, now_ms=self._clock.now_ms(), with_group=request.all_groups
             )
@@ -105,69 +100,30 @@ class ResourceService:
             )
 
     async def Watch(self, request: api.WatchRequest, context: CallContext) -> AsyncIterator[api.WatchResponse]:
-        await self._reach(request.min_revision)
+        self._pulse.check()
+        await self._reach(max(request.min_revision, request.after_revision))
         kind = canonical_kind(request.kind)
-        wanted = self._filter(kind, request, context.principal)
-        table = Table(kind, request.format, request.all_groups) if request.format in _TEXT_FORMATS else None
-        sent: dict[str, Any] = {}
+        watched = Watched(
+            kind,
+            request,
+            wanted=self._filter(kind, request, context.principal),
+            view=self._view,
+            queries=self._queries,
+            clock=self._clock,
+        )
         with self._view.subscribe() as subscription:
+            answers = watched.since(request.after_revision) if request.after_revision else watched.everything()
             while True:
-                for answer in self._snapshot(kind, wanted, sent, table):
-                    yield answer
                 try:
-                    while True:
-                        try:
-                            async with asyncio.timeout(WATCH_BEAT_S):
-                                changes = await subscription.batch()
-                        except TimeoutError:
-                            yield api.WatchResponse(type=api.WatchResponse.BEAT, revision=self._view.revision)
-                            continue
-                        affected: dict[str, Any] = {}
-                        for seen in changes:
-                            affected.update(self._queries.affected(kind, seen))
-                        for uid, item in affected.items():
-                            visible = item if item is not None and wanted(item) else None
-                            if (response := self._difference(kind, uid, visible, sent, table)) is not None:
-                                yield response
+                    for answer in answers:
+                        yield answer
+                    async with aclosing(self._pulse.batches(subscription)) as batches:
+                        async for changes in batches:
+                            for answer in watched.changed(changes) if changes else [watched.beat()]:
+                                yield answer
                 except Resync:
                     await self._view.wait_for(0)
-
-    def _snapshot(
-        self, kind: str, wanted: Filter, sent: dict[str, Any], table: Table | None
-    ) -> list[api.WatchResponse]:
-        items = {_uid(item): item for item in self._queries.all(kind) if wanted(item)}
-        if kind != "Event":
-            items = dict(sorted(items.items(), key=lambda p: (p[1].metadata.group, _natural(p[1].metadata.name))))
-        if table is not None:
-            table.measure(items.values(), now_ms=self._clock.now_ms())
-        gone = [uid for uid in sent if uid not in items]
-        responses = [self._difference(kind, uid, items.get(uid), sent, table) for uid in [*gone, *items]]
-        synced = api.WatchResponse(type=api.WatchResponse.SYNCED, revision=self._view.revision)
-        return [*(r for r in responses if r is not None), synced]
-
-    def _difference(
-        self, kind: str, uid: str, item: Any | None, sent: dict[str, Any], table: Table | None
-    ) -> api.WatchResponse | None:
-        before = sent.get(uid)
-        if item is None:
-            if before is None:
-                return None
-            del sent[uid]
-            type_, item = api.WatchResponse.DELETED, before
-        elif before is None:
-            sent[uid] = item
-            type_ = api.WatchResponse.ADDED
-        elif before is item or before == item:
-            return None
-        else:
-            sent[uid] = item
-            type_ = api.WatchResponse.MODIFIED
-        response = api.WatchResponse(type=type_, revision=self._view.revision)
-        if table is None:
-            response.resource.CopyFrom(wrap(kind, item))
-        else:
-            response.text = table.row(item, now_ms=self._clock.now_ms(), gone=type_ == api.WatchResponse.DELETED)
-        return response
+                    answers = watched.everything()
 
     async def Delete(self, request: api.DeleteRequest, context: CallContext) -> api.DeleteResponse:
         kind = canonical_kind(request.kind)
@@ -268,13 +224,3 @@ class ResourceService:
                 f"this replica has not seen revision {revision} yet",
                 next_step="try again, or ask another replica",
             ) from error
-
-
-def _uid(item: Any) -> str:
-    return f"{item.uid}/{item.version}" if isinstance(item, ev.Event) else item.metadata.uid or item.metadata.name
-
-
-@lru_cache(maxsize=1 << 17)
-def _natural(name: str) -> tuple[str, ...]:
-    """Sort key that puts a.2 before a.10: numbers padded, so that they compare as text."""
-    return tuple(part.zfill(10) if part.isdigit() else part for part in _SEPARATORS.split(name))

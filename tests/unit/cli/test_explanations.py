@@ -121,6 +121,35 @@ def test_following_events_neither_loses_nor_repeats_one(server: FakeServer, pwm:
     assert asked == [None, ["7"], ["8"]]
 
 
+def test_quiet_progress_is_remembered_and_shown_to_nobody(server: FakeServer, pwm: Pwm) -> None:
+    """A filter that lets nothing through for long comes back to where it was, not to where it saw something last."""
+    server.on(
+        "GET",
+        "/v1/events",
+        Stream([_event(7, 1), {"revision": "7"}, {"revision": "500"}], cut=True),
+        Stream([_event(600, 2)], cut=True),
+        (403, {"code": 7, "message": "that is all"}),
+    )
+    assert pwm("events", "-f").lines == ["event 1", "event 2"]
+    assert [request.query.get("afterRevision") for request in server.requests] == [None, ["500"], ["599"]]
+
+
+def test_events_that_are_no_longer_kept_are_said_to_be_missing(server: FakeServer, pwm: Pwm) -> None:
+    gone = (400, {"code": 11, "message": "the events after revision 7 are no longer kept"})
+    server.on(
+        "GET",
+        "/v1/events",
+        Stream([_event(7, 1), {"revision": "7"}], cut=True),
+        gone,
+        Stream([_event(6, 0), _event(7, 1), _event(900, 5), {"revision": "901"}], cut=True),
+        (403, {"code": 7, "message": "that is all"}),
+    )
+    result = pwm("events", "-f")
+    assert result.lines == ["event 1", "event 5"]
+    assert result.err.startswith("the events after revision 7 are no longer kept: some may be missing here\n")
+    assert [request.query.get("afterRevision") for request in server.requests] == [None, ["7"], None, ["901"]]
+
+
 def test_events_cut_short_are_no_success(server: FakeServer, pwm: Pwm) -> None:
     server.on("GET", "/v1/events", Stream([_event(7, 1)], cut=True))
     assert pwm("events").code == 6

@@ -102,8 +102,10 @@ def test_ten_thousand_rows_arrive_whole(server: FakeServer, pwm: Pwm) -> None:
     assert pwm("get", "c").out == table
 
 
-def _message(type_: str, text: str = "", revision: int = 1) -> dict[str, Any]:
-    return {"type": type_, "text": text, "revision": str(revision)}
+def _message(type_: str, text: str = "", revision: int = 0, *, uid: str = "", **more: Any) -> dict[str, Any]:
+    """With `uid`, a digest of the text goes along, as the server makes one of the resource."""
+    identity = {"uid": uid, "digest": str(hash(text.split("\n")[-1]))} if uid else {}
+    return {"type": type_, "text": text, **identity, **({"revision": str(revision)} if revision else {}), **more}
 
 
 def _until_interrupted(*streams: Any) -> list[Any]:
@@ -112,29 +114,71 @@ def _until_interrupted(*streams: Any) -> list[Any]:
 
 
 def test_a_watch_goes_on_line_by_line(server: FakeServer, pwm: Pwm) -> None:
-    first = [_message("ADDED", "NAME  STATUS\na     QUEUED"), _message("SYNCED"), _message("BEAT")]
-    stream = Stream([*first, _message("MODIFIED", "a     RUNNING"), _message("MODIFIED", "a     QUEUED")])
-    server.on("GET", "/v1/watch/Workload", *_until_interrupted(stream))
+    first = [_message("ADDED", "NAME  STATUS\na     QUEUED", uid="u1"), _message("SYNCED", "", 1), _message("BEAT")]
+    changes = [_message("MODIFIED", "a     RUNNING", uid="u1"), _message("MODIFIED", "a     QUEUED", uid="u1")]
+    server.on("GET", "/v1/watch/Workload", *_until_interrupted(Stream([*first, *changes])))
     result = pwm("get", "wk", "-w", "-l", "x")
     assert result.lines == ["NAME  STATUS", "a     QUEUED", "a     RUNNING", "a     QUEUED"]
-    assert server.requests[0].query == {"format": ["TABLE"], "selector": ["x"], "minRevision": ["0"]}
+    assert server.requests[0].query == {
+        "format": ["TABLE"], "selector": ["x"], "minRevision": ["0"], "identify": ["true"],
+    }  # fmt: skip
 
 
 def test_a_broken_watch_goes_on_where_it_was_without_repeating_itself(server: FakeServer, pwm: Pwm) -> None:
     header = "NAME  STATUS\n"
-    one = Stream([_message("ADDED", header + "a     QUEUED", 4), _message("SYNCED", "", 5)], cut=True)
-    two = [
-        _message("ADDED", header + "a     QUEUED", 7),
-        _message("ADDED", "b     QUEUED", 7),
-        _message("SYNCED", "", 7),
-    ]
-    server.on(
-        "GET", "/v1/watch/Workload", *_until_interrupted(one, Stream([*two, _message("MODIFIED", "a     RUNNING", 8)]))
+    one = Stream(
+        [
+            _message("ADDED", header + "a     QUEUED", uid="u1"),
+            _message("ADDED", "b     QUEUED", uid="u2"),
+            _message("SYNCED", "", 5),
+            # The end of this batch is lost: nobody knows that revision 6 has come.
+            _message("MODIFIED", "a     PULLING", uid="u1"),
+        ],
+        cut=True,
     )
+    two = Stream(
+        [
+            _message("MODIFIED", header + "a     PULLING", uid="u1"),
+            _message("MODIFIED", "c     QUEUED", uid="u3"),
+            _message("DELETED", "b     DELETED", uid="u2"),
+            _message("DELETED", "d     DELETED", uid="u4"),
+            _message("SYNCED", "", 7, resumed=True),
+            _message("MODIFIED", "a     RUNNING", 8, uid="u1"),
+        ],
+        cut=True,
+    )
+    server.on("GET", "/v1/watch/Workload", *_until_interrupted(one, two))
     result = pwm("get", "wk", "-w")
-    assert result.lines == ["NAME  STATUS", "a     QUEUED", "b     QUEUED", "a     RUNNING"]
-    asked = [request.query.get("minRevision") for request in server.of("GET", "/v1/watch/Workload")]
-    assert asked[:3] == [["0"], ["5"], ["8"]]
+    assert result.lines == [
+        "NAME  STATUS", "a     QUEUED", "b     QUEUED", "a     PULLING",
+        "c     QUEUED", "b     DELETED", "a     RUNNING",
+    ]  # fmt: skip
+    asked = [request.query.get("afterRevision") for request in server.of("GET", "/v1/watch/Workload")]
+    assert asked == [None, ["5"], ["8"]]
+
+
+def test_a_replica_that_does_not_know_the_past_sends_everything_and_only_differences_are_shown(
+    server: FakeServer, pwm: Pwm
+) -> None:
+    header = "NAME  STATUS\n"
+    one = Stream(
+        [
+            _message("ADDED", header + "a     QUEUED", uid="u1"),
+            _message("ADDED", "b     QUEUED", uid="u2"),
+            _message("SYNCED", "", 5),
+        ],
+        cut=True,
+    )
+    two = Stream(
+        [
+            _message("ADDED", header + "a     QUEUED", uid="u1"),
+            _message("ADDED", "c     QUEUED", uid="u3"),
+            _message("SYNCED", "", 9),
+        ]
+    )
+    server.on("GET", "/v1/watch/Workload", *_until_interrupted(one, two))
+    result = pwm("get", "wk", "-w")
+    assert result.lines == ["NAME  STATUS", "a     QUEUED", "b     QUEUED", "c     QUEUED", "b     QUEUED  DELETED"]
 
 
 def test_a_watch_as_json_is_one_object_a_line(server: FakeServer, pwm: Pwm) -> None:

@@ -69,6 +69,12 @@ async def test_a_watch_of_all_groups_leaves_out_those_of_others(both_groups: Pla
 
 
 async def test_events_of_all_groups_leave_out_those_of_others(both_groups: Plane) -> None:
-    service = EventService(view=both_groups.view, store=both_groups.store, authorizer=Authorizer(both_groups.view))
+    service = EventService(
+        view=both_groups.view,
+        store=both_groups.store,
+        authorizer=Authorizer(both_groups.view),
+        clock=Clock(),
+        stale_since_ms=lambda: 0,
+    )
     answers = service.ListEvents(api.ListEventsRequest(all_groups=True), context())
     assert [answer.event.group async for answer in answers] == [SEEN]
