@@ -22,7 +22,9 @@ from tests.faults.cluster import FaultCluster, until
 from tests.faults.judge import Findings, Judge, running
 from tests.faults.ledger import Ledger
 from tests.faults.network import Network
-from tests.faults.scenarios import SCENARIOS, Scenario, Scene
+from tests.faults.programme import SCENARIOS, Scenario
+from tests.faults.scenarios import Scene
+from tests.faults.troubles import why_not
 
 NODES = 3
 BYSTANDERS = 6
@@ -45,6 +47,9 @@ async def perform(
         before = await asyncio.to_thread(running, cluster.docker.host, cluster.name)
         scene = Scene(cluster, ledger, judge, putter, random.Random(seed))
         for scenario in scenarios:
+            if reason := why_not(scenario.name):
+                print(f"{scenario.name:<24} not here: {reason}", flush=True)
+                continue
             for _ in range(max(1, round(scenario.times * scale))):
                 _still_run(tasks)
                 for name, figure in (await scenario.run(scene)).items():

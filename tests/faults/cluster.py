@@ -25,20 +25,22 @@ T = TypeVar("T")
 
 ETCD_PORT, PEER_PORT, HTTP_PORT, AGENT_PORT = 2379, 2380, 4700, 4701
 START_LIMIT_S = 60.0
+# Shorter than the defaults, so that a loss can be waited for; longer than any cut that is to be survived.
+NODE_GRACE_S, LOST_AFTER_S = 5.0, 15.0
+QUOTA_BYTES = 256 << 20
 POLL_S = 0.02
 # Not by any proxy that the environment may name.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class FaultCluster:
-    def __init__(self, directory: Path, network: Network, *, nodes: int, settings: tuple[str, ...] = ()) -> None:
-        """`settings`: further options of the controllers."""
+    def __init__(self, directory: Path, network: Network, *, nodes: int) -> None:
         self.directory = directory
         self.network = network
         self.name = f"faults-{secrets.token_hex(3)}"
         self.docker = IsolatedDockerd(live_restore=True)
         self.image = ""
-        self._settings = settings
+        self.lost_after_s = LOST_AFTER_S
         self.etcds = [network.host(f"etcd-{n}") for n in (1, 2, 3)]
         self.controllers = [network.host(f"controller-{n}") for n in (1, 2, 3)]
         self.nodes = [network.host(f"node-{n}") for n in range(1, nodes + 1)]
@@ -91,7 +93,28 @@ class FaultCluster:
         kind = part.partition("-")[0]
         host = self.host_of(part)
         command = {"etcd": self._etcd, "controller": self._controller, "node": self._node}[kind](host)
-        self.processes[part] = self.network.start(host, command, log=self.directory / f"{part}.log")
+        environment = self._fake_clock(host) if kind == "controller" else None
+        self.processes[part] = self.network.start(
+            host, command, log=self.directory / f"{part}.log", environment=environment
+        )
+
+    def _fake_clock(self, host: Host) -> dict[str, str]:
+        """A wall clock that `set_clock` can move; the monotonic one is left alone."""
+        library = next(iter(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), None)
+        if library is None:
+            return {}
+        self.set_clock(host, 0)
+        return {
+            "LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(self._clock_file(host)),
+            "FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_DONT_RESET": "1",
+        }  # fmt: skip
+
+    def _clock_file(self, host: Host) -> Path:
+        return self.directory / f"{host.name}.clock"
+
+    def set_clock(self, host: Host, offset_s: int) -> None:
+        """Moves a controller's wall clock, now."""
+        self._clock_file(host).write_text(f"{offset_s:+d}\n")
 
     def _etcd(self, host: Host) -> list[str]:
         client, peer = f"http://{host.address}:{ETCD_PORT}", f"http://{host.address}:{PEER_PORT}"
@@ -101,7 +124,7 @@ class FaultCluster:
             f"--listen-client-urls={client}", f"--advertise-client-urls={client}",
             f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}",
             f"--initial-cluster={members}", "--initial-cluster-state=new", "--auto-compaction-retention=0",
-            "--logger=zap", "--log-level=warn",
+            "--logger=zap", "--log-level=warn", f"--quota-backend-bytes={QUOTA_BYTES}",
         ]  # fmt: skip
 
     def _controller(self, host: Host) -> list[str]:
@@ -109,7 +132,7 @@ class FaultCluster:
             sys.executable, "-m", "pwm", "controller", f"--etcd={','.join(self.etcd_addresses)}",
             f"--http={host.address}:{HTTP_PORT}", f"--agents={host.address}:{AGENT_PORT}", f"--replica={host.name}",
             f"--admin-token-file={self.directory}/admin-token", f"--node-token-file={self.directory}/node-token",
-            *self._settings,
+            f"--node-grace={NODE_GRACE_S:g}s", f"--node-lost-after={LOST_AFTER_S:g}s",
         ]  # fmt: skip
 
     def _node(self, host: Host) -> list[str]:

@@ -7,6 +7,7 @@ they were before (nothing touched).
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.faults.ledger import Books
 from tests.sim.checker import Checker
 
 KEYS = Keys()
+EVENT_LIMIT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,24 @@ class Judge:
             )  # fmt: skip
 
         return (await self._until(runs, limit_s)).at_s - moment_s
+
+    async def ended_after(self, workload: str, moment_s: float, *, limit_s: float) -> float:
+        """Seconds from the moment until a container of the workload had ended."""
+        ends = (ContainerStatus.EXITED, ContainerStatus.FAILED)
+        return await self.event_after(
+            lambda s: s.event.container_reported.phase in ends and s.event.name.startswith(f"{workload}."),
+            moment_s, limit_s=limit_s,
+        )  # fmt: skip
+
+    async def event_after(
+        self, wanted: Callable[[Seen], bool], moment_s: float, *, limit_s: float = EVENT_LIMIT_S
+    ) -> float:
+        """Seconds from the moment until such an event was seen."""
+
+        def find() -> Seen | None:
+            return next((s for s in reversed(self.events) if s.at_s >= moment_s and wanted(s)), None)
+
+        return (await self._until(find, limit_s)).at_s - moment_s
 
     async def _until(self, find: Any, limit_s: float) -> Any:
         async with asyncio.timeout(limit_s):

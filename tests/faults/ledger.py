@@ -60,6 +60,7 @@ class Ledger:
         self._writers = writers
         self._image = image
         self._prefix = f"ledger-{secrets.token_hex(2)}"
+        self._marks: dict[str, str] = {}
         self.books = Books()
 
     @property
@@ -74,13 +75,17 @@ class Ledger:
                 group.create_task(self._follow(session, f"follower-{number}", first_server=number))
 
     async def apply_until_acknowledged(
-        self, name: str, *, command: Sequence[str] = ("true",), cpu: str = "10m"
+        self,
+        name: str,
+        *,
+        command: Sequence[str] = ("true",),
+        cpu: str = "10m",
+        restartPolicy: str = "Never",
+        **spec: Any,
     ) -> None:
         """One workload more, beside the books; asked at one controller after the other."""
-        spec = {
-            "image": self._image, "selectors": {"cpu": {"count": cpu}},
-            "config": {"cmd": list(command), "memory": "8MiB", "stopGrace": "1s"},
-        }  # fmt: skip
+        config = {"cmd": list(command), "memory": "8MiB", "stopGrace": "1s", "restartPolicy": restartPolicy}
+        spec = {"image": self._image, "selectors": {"cpu": {"count": cpu}}, "config": config, **spec}
         document = {"apiVersion": "v1", "kind": "Workload", "metadata": {"name": name}, "spec": spec}
         key = secrets.token_hex(16)
         async with aiohttp.ClientSession(headers=self._headers) as session:
@@ -88,6 +93,21 @@ class Ledger:
                 if await self._post(session, server, document, key) is not None:
                     return
                 await asyncio.sleep(PAUSE_S)
+
+    async def delete_until_acknowledged(self, name: str) -> None:
+        async with aiohttp.ClientSession(headers=self._headers) as session:
+            for server in itertools.cycle(self._servers):
+                try:
+                    async with session.delete(f"{server}/v1/resources/workload/{name}") as response:
+                        if response.status in (200, 404):
+                            return
+                except (aiohttp.ClientError, TimeoutError):
+                    pass
+                await asyncio.sleep(PAUSE_S)
+
+    def mark(self, name: str, word: str) -> None:
+        """From the next change on the workload has this label too."""
+        self._marks[name] = word
 
     # ---- writing
 
@@ -109,7 +129,8 @@ class Ledger:
         self, session: aiohttp.ClientSession, server: str, name: str, number: int, key: str
     ) -> dict[str, Any] | None:
         document = {
-            "apiVersion": "v1", "kind": "Workload", "metadata": {"name": name, "labels": {"number": str(number)}},
+            "apiVersion": "v1", "kind": "Workload",
+            "metadata": {"name": name, "labels": {"number": str(number)} | self._mark_of(name)},
             "spec": {"image": self._image, "replica": {"count": 0}},
         }  # fmt: skip
         return await self._post(session, server, document, key)
@@ -134,6 +155,9 @@ class Ledger:
             self.books.refusals.append(f"{document['metadata']['name']}: {response.status} {json.dumps(answer)[:300]}")
             return None
         return dict(answer)
+
+    def _mark_of(self, name: str) -> dict[str, str]:
+        return {"mark": self._marks[name]} if name in self._marks else {}
 
     # ---- following
 

@@ -6,8 +6,9 @@ distribution. Promises that are not figures (nothing lost, nothing doubled, noth
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tests.faults.bench_put import Putter
 from tests.faults.cluster import FaultCluster, until
@@ -49,12 +50,15 @@ class Scene:
                 return host
         raise AssertionError("etcd has no leader")
 
-    async def begin_workload(self, *, command: Sequence[str] = ("true",), cpu: str = "10m") -> str:
+    async def begin_workload(self, *, command: Sequence[str] = ("true",), cpu: str = "10m", **spec: Any) -> str:
         """A workload for the next leader to place. Applied, from now on, at whatever controller lives."""
         self.number += 1
         name = f"probe-{self.number}"
-        await self.ledger.apply_until_acknowledged(name, command=command, cpu=cpu)
+        await self.ledger.apply_until_acknowledged(name, command=command, cpu=cpu, **spec)
         return name
+
+    async def remove_workload(self, name: str) -> None:
+        await self.ledger.delete_until_acknowledged(name)
 
     async def settle(self) -> None:
         await self.cluster.revive()
@@ -65,7 +69,7 @@ async def leader_killed(scene: Scene) -> Figures:
     """kill -9 of the leading controller, and at that moment a workload is applied."""
     leader, began_s = scene.leader(), scene.now_s()
     scene.cluster.kill(leader.name)
-    figures = await _taken_over(scene, began_s)
+    figures = await taken_over(scene, began_s)
     await scene.settle()
     return figures
 
@@ -74,7 +78,7 @@ async def leader_stopped(scene: Scene) -> Figures:
     """SIGTERM to the leading controller, as at an upgrade."""
     leader, began_s = scene.leader(), scene.now_s()
     scene.cluster.stop(leader.name)
-    figures = await _taken_over(scene, began_s)
+    figures = await taken_over(scene, began_s)
     await asyncio.to_thread(scene.cluster.processes[leader.name].wait)
     await scene.settle()
     return figures
@@ -84,7 +88,7 @@ async def leader_frozen(scene: Scene) -> Figures:
     """SIGSTOP of the leading controller until long after another leads; then it goes on with what it believes."""
     leader, began_s = scene.leader(), scene.now_s()
     scene.cluster.freeze(leader.name)
-    figures = await _taken_over(scene, began_s)
+    figures = await taken_over(scene, began_s)
     await asyncio.sleep(1.0)
     scene.cluster.thaw(leader.name)
     await scene.settle()
@@ -96,7 +100,7 @@ async def leader_cut_from_etcd(scene: Scene) -> Figures:
     leader, began_s = scene.leader(), scene.now_s()
     for member in scene.cluster.etcds:
         scene.cluster.network.cut(leader, member)
-    figures = await _taken_over(scene, began_s)
+    figures = await taken_over(scene, began_s)
     await scene.settle()
     return figures
 
@@ -106,7 +110,7 @@ async def leader_unheard(scene: Scene) -> Figures:
     leader, began_s = scene.leader(), scene.now_s()
     for host in (*scene.cluster.etcds, *scene.others(leader), *scene.cluster.nodes):
         scene.cluster.network.cut(leader, host, both_ways=False)
-    figures = await _taken_over(scene, began_s)
+    figures = await taken_over(scene, began_s)
     await scene.settle()
     return figures
 
@@ -117,7 +121,7 @@ async def both_leaders_killed(scene: Scene) -> Figures:
     began_s = scene.now_s()
     scene.cluster.kill(member.name)
     scene.cluster.kill(leader.name)
-    figures = await _taken_over(scene, began_s)
+    figures = await taken_over(scene, began_s)
     figures["etcd_gap"] = scene.putter.gap_s(began_s, scene.now_s())
     figures["ledger_gap"] = scene.ledger.books.gap_s(began_s, scene.now_s())
     figures["takeover_over_etcd_gap"] = figures["placed"] / figures["etcd_gap"]
@@ -125,7 +129,7 @@ async def both_leaders_killed(scene: Scene) -> Figures:
     return figures
 
 
-async def _taken_over(scene: Scene, began_s: float) -> Figures:
+async def taken_over(scene: Scene, began_s: float) -> Figures:
     placing = asyncio.ensure_future(scene.begin_workload())
     won = await scene.judge.won_after(ZONE, began_s, limit_s=LIMIT_S)
     name = await placing
@@ -152,7 +156,7 @@ async def etcd_member_frozen(scene: Scene) -> Figures:
     scene.cluster.freeze(member.name)
     await asyncio.sleep(4.0)
     scene.cluster.thaw(member.name)
-    await _writes_go_on(scene, scene.now_s())
+    await writes_go_on(scene, scene.now_s())
     figures = {"ledger_gap": scene.ledger.books.gap_s(began_s, scene.now_s())}
     await scene.settle()
     return figures
@@ -178,7 +182,7 @@ async def quorum_lost(scene: Scene) -> Figures:
         scene.cluster.start_part(member.name)
     await scene.putter.first_put_after(began_s, limit_s=LIMIT_S)
     quorum_s = scene.now_s()
-    await _writes_go_on(scene, quorum_s)
+    await writes_go_on(scene, quorum_s)
     figures = {"refused_after": refused_s, "first_write_after_quorum": scene.now_s() - quorum_s}
     await scene.settle()
     return figures
@@ -231,7 +235,7 @@ async def links_flap(scene: Scene) -> Figures:
         await asyncio.sleep(scene.rng.uniform(0.1, 0.8))
         scene.cluster.network.mend()
         await asyncio.sleep(scene.rng.uniform(0.05, 0.3))
-    await _writes_go_on(scene, scene.now_s())
+    await writes_go_on(scene, scene.now_s())
     figures = {"ledger_gap": scene.ledger.books.gap_s(began_s, scene.now_s())}
     await scene.settle()
     return figures
@@ -255,44 +259,14 @@ async def everything_killed(scene: Scene) -> Figures:
         scene.cluster.kill(host.name)
     began_s = scene.now_s()
     await scene.cluster.revive()
-    await _writes_go_on(scene, began_s)
+    await writes_go_on(scene, began_s)
     figures = {"ledger_gap": scene.ledger.books.gap_s(began_s, scene.now_s())}
     await scene.settle()
     return figures
 
 
-async def _writes_go_on(scene: Scene, moment_s: float) -> None:
+async def writes_go_on(scene: Scene, moment_s: float, *, limit_s: float = LIMIT_S) -> None:
     async def acknowledged() -> bool:
         return scene.ledger.books.first_ack_after(moment_s) is not None
 
-    await until(acknowledged, "writes go on", limit_s=LIMIT_S)
-
-
-@dataclass(frozen=True)
-class Scenario:
-    run: Callable[[Scene], Awaitable[Figures]]
-    # How often in a full run.
-    times: int
-
-    @property
-    def name(self) -> str:
-        return self.run.__name__
-
-
-SCENARIOS = (
-    Scenario(leader_killed, 200),
-    Scenario(leader_stopped, 50),
-    Scenario(leader_frozen, 50),
-    Scenario(both_leaders_killed, 30),
-    Scenario(leader_cut_from_etcd, 30),
-    Scenario(leader_unheard, 30),
-    Scenario(etcd_member_killed, 30),
-    Scenario(etcd_member_frozen, 30),
-    Scenario(quorum_lost, 20),
-    Scenario(agent_killed, 50),
-    Scenario(agent_cut_off, 50),
-    Scenario(docker_killed, 20),
-    Scenario(links_flap, 50),
-    Scenario(packets_lost, 10),
-    Scenario(everything_killed, 10),
-)
+    await until(acknowledged, "writes go on", limit_s=limit_s)
