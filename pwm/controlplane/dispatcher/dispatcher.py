@@ -47,6 +47,8 @@ log = structlog.get_logger(__name__)
 
 # How often usage is sent while somebody watches.
 WATCHED_HEARTBEAT_MS = 1_000
+# A replica whose view is further behind than this leaves the agent to another.
+VIEW_PATIENCE_S = 5.0
 
 
 class Custody(Protocol):
@@ -69,8 +71,8 @@ class Custody(Protocol):
         """Look at the store now."""
         ...
 
-    async def witness(self, *, node: str, epoch: int) -> None:
-        """The node's agent has obeyed this epoch."""
+    async def witness(self, *, node: str, position: int) -> None:
+        """The node's agent has been told of this position in the log."""
         ...
 
     async def settled(self) -> None: ...
@@ -137,10 +139,10 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
             )
         try:
             await self._know_each_other(hello, context)
-            await self._join(hello.node, hello.inventory)
-            guard = await self._presence.announce(hello.node)
-        except (ApiError, store_errors.StoreError) as error:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, f"the control plane cannot take the session now: {error}")
+            guard = await self._begin(hello)
+        except (ApiError, store_errors.StoreError, TimeoutError) as error:
+            why = str(error) or "this replica lags behind the log"
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"the control plane cannot take the session now: {why}")
             return
         await self._hold(hello, guard, context)
 
@@ -169,8 +171,7 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
                 f"this agent works for another cluster ({hello.cluster}; this one is {custody.uid}): to give its"
                 " machine to this one, end its containers and remove the agent's state directory",
             )
-        if hello.cluster:
-            await custody.witness(node=hello.node, epoch=hello.last_epoch)
+        await custody.witness(node=hello.node, position=hello.position if hello.cluster else 0)
         if custody.doubt is not None:
             await self._hold_still(hello, context)
         # After a restore was accepted it is built anew.
@@ -220,7 +221,20 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
 
     # ---- a session's life
 
-    async def _join(self, node_name: str, inventory: Any) -> None:
+    async def _begin(self, hello: Hello) -> Guard:
+        """The node's session is here, and the log says what the node has."""
+        guard = await self._presence.announce(hello.node)
+        try:
+            # What other replicas ordered and heard in the node's earlier sessions: an agent that is given less ends
+            # containers that it should run, and a report on one that is not known here would be lost.
+            await self._view.wait_for(guard.mod_revision or 0, timeout_s=VIEW_PATIENCE_S)
+            await self._join(hello.node, hello.inventory, guard)
+        except BaseException:
+            await asyncio.shield(self._presence.withdraw(hello.node, guard, silent_ms=0))
+            raise
+        return guard
+
+    async def _join(self, node_name: str, inventory: Any, guard: Guard) -> None:
         new_uid = self._clock.new_id()
 
         def decide() -> list[Change]:
@@ -228,7 +242,7 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
             uid = node.metadata.uid if node is not None else new_uid
             return [Change("Node", uid, node_name, "", node, join_node(node, inventory))]
 
-        await self._commands.run(decide, actor=Actor(type=Actor.NODE, name=node_name))
+        await self._commands.run(decide, actor=Actor(type=Actor.NODE, name=node_name), guards=(guard,))
 
     async def _hold(self, hello: Hello, guard: Guard, context: Any) -> None:
         node = hello.node
@@ -251,10 +265,10 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
         why, silent_ms = "the agent hung up", 0
         try:
             await context.write(SessionResponse(welcome=self._welcome(session)))
-            await context.write(session.full(self._view.containers_on(node)))
+            await context.write(self._with_position(session.full(self._view.containers_on(node))))
             async with asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(self._receive(session, intake, context)),
+                    group.create_task(self._receive(session, intake, context, guard)),
                     group.create_task(self._send(session, context)),
                     group.create_task(intake.run()),
                     group.create_task(self._superseded(session)),
@@ -280,7 +294,7 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
                 del self._sessions[node]
             await asyncio.shield(self._presence.withdraw(node, guard, silent_ms=silent_ms))
 
-    async def _receive(self, session: sessions.Session, intake: ReportIntake, context: Any) -> None:
+    async def _receive(self, session: sessions.Session, intake: ReportIntake, context: Any, guard: Guard) -> None:
         while True:
             silence_s = self._times.session_silence_ms / 1000
             try:
@@ -298,12 +312,22 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
                     session.usage = message.heartbeat.usage
                     self._heartbeats.came(session, message.heartbeat.number)
                 case "inventory":
-                    await self._join(session.node, message.inventory)
+                    await self._join(session.node, message.inventory, guard)
 
     async def _send(self, session: sessions.Session, context: Any) -> None:
         while True:
             for message in await session.outgoing():
-                await context.write(message)
+                await context.write(self._with_position(message))
+
+    def _with_position(self, message: SessionResponse) -> SessionResponse:
+        """What the agent hears of, a restored log does not know: it will tell."""
+        position = self._custody.epoch(self._view.revision)
+        match message.WhichOneof("message"):
+            case "assignments":
+                message.assignments.position = position
+            case "heard":
+                message.heard.position = position
+        return message
 
     async def _superseded(self, session: sessions.Session) -> None:
         await session.superseded.wait()

@@ -3,6 +3,7 @@
     ev/{kind}/{uid}/{version}         one event (pwm.v1.Record)
     head/{kind}/{uid}                 version, state after it, last commit id (pwm.v1.Head)
     ev/-/{role}                       rewritten by who wins a role: a mark among the events, see `election`
+    ev/-/session/{node}               the same, by who takes a node's session
     trimmed/{kind}/{uid}              first version still kept, once retention has dropped events
     name/{scope}/{group}/{name}       kind/uid of the holder
     receipt/{principal}/{key}         the answer already given for an idempotency key; leased

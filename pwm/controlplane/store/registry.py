@@ -75,12 +75,17 @@ class Registry:
                 await lease.close()
 
     async def put(self, section: str, id: str, value: bytes) -> Guard:
-        """Makes or replaces an entry. The guard's mod_revision is its epoch. Raises Unavailable, NoSpace, LeaseLost."""
+        """Makes or replaces an entry. The guard's mod_revision is its epoch. Raises Unavailable, NoSpace, LeaseLost.
+
+        A session also leaves a mark among the events, so that a follower can tell when it knows all that was
+        written before.
+        """
         key = self._keys.presence(section, id)
+        marks = [Put(self._keys.mark(f"{section}/{id}"), b"")] if section == SESSIONS else []
         lease = await self._current_lease()
         while True:
             try:
-                result = await self._kv.txn([], [Put(key, value, lease.id)])
+                result = await self._kv.txn([], [Put(key, value, lease.id), *marks])
             except errors.Ambiguous:
                 if lease.lost.is_set():
                     raise
