@@ -302,6 +302,7 @@ class ControlPlane:
             roles=self.roles.wanted,
             stale_since_ms=self.stale_since_ms,
             doubt=lambda: self.lineage.doubt,
+            times=self.times,
         )
         return AdminService(
             view=self.view,

@@ -169,6 +169,31 @@ def failover(
 
 
 def _rounds(text: str) -> int:
+def confirm_dead(invocation: Invocation, *, node: str, yes: bool) -> int:
+    """An admin's word that a node runs nothing any more."""
+    import sys
+
+    from pwm.cli.client import quote
+
+    if not yes:
+        if not (sys.stdin.isatty() and invocation.err.isatty()):
+            raise UsageError("nobody is here to agree to this", next_step="Say --yes to go on without a question.")
+        invocation.note(
+            f"PWM will start elsewhere what ran on node {node}, and take its GPUs for free.\n"
+            "If the machine still runs, then so may its containers, twice: switch it off, or pull its cable for good."
+        )
+        invocation.err.write("Type the node's name to confirm that it is dead: ")
+        invocation.err.flush()
+        if sys.stdin.readline().strip() != node:
+            raise CliError("nothing was changed")
+    answer = invocation.client.call("POST", f"/v1/admin/nodes/{quote(node)}/confirm-dead", body={})
+    containers = answer.get("containers", ())
+    invocation.say(f"node/{node} confirmed dead")
+    for container in containers:
+        invocation.say(f"  ended with it: Container {container}")
+    return exit_codes.DONE
+
+
     if not text.isdecimal() or not 1 <= int(text) <= MOST_ROUNDS:
         raise ValueError(f"{text!r} is not a number from 1 to {MOST_ROUNDS}")
     return int(text)
@@ -230,6 +255,17 @@ COMMANDS = {
                 ),
             ),
             Command("join-token", join_token, **_JOIN_TOKEN),
+            Command(
+                "confirm-dead",
+                confirm_dead,
+                help="Say that a node out of reach is dead: what ran there has ended, and may start elsewhere.",
+                parameters=(
+                    Argument("node", metavar="NODE"),
+                    Option("yes", "-y", "--yes", help="Do not ask first.", flag=True),
+                    *CONNECTION,
+                ),
+            ),
+            ACCEPT_RESTORE,
             Command("node-token", join_token, hidden=True, **_JOIN_TOKEN),
         ),
     )

@@ -45,6 +45,8 @@ def delete(
         invocation.say(f"{kind}/{name} deleted")
         for other in answer.get("cascade", ()):
             invocation.say(f"  with it {other}")
+        for note in answer.get("notes", ()):
+            invocation.say(f"  {note}")
         deleted.setdefault(kind, set()).add((group, name))
     if wait:
         _wait(invocation, deleted, timeout)

@@ -16,7 +16,7 @@ from pwm.api.v1.workload_pb2 import Container, ContainerStatus, Workload
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import Commands
 from pwm.controlplane.core.decide import Change, change, change_node_phase, report_container
-from pwm.controlplane.core.nodes import NodeTimes, Verdict, losses, verdicts
+from pwm.controlplane.core.nodes import NodeTimes, Verdict, brake_is_on, losses, verdicts
 from pwm.controlplane.errors import ApiError
 from pwm.controlplane.presence import Presence
 from pwm.controlplane.store import errors as store_errors
@@ -49,6 +49,8 @@ class NodeController:
         self._clock = clock
         self._fence = fence
         self._times = times
+        # When the brake was last seen on.
+        self._braked_s = float("-inf")
 
     async def run(self) -> None:
         """Until cancelled. Raises FenceLost when another replica leads."""
@@ -73,7 +75,11 @@ class NodeController:
 
     async def _judge(self, nodes: list[Node]) -> None:
         changes: list[Change] = []
-        for verdict in verdicts([(n, self._presence.contact(n.metadata.name)) for n in nodes], self._times):
+        sights = [(node, self._presence.contact(node.metadata.name)) for node in nodes]
+        if brake_is_on(sights):
+            self._braked_s = self._clock.monotonic_s()
+        calm_ms = (self._clock.monotonic_s() - self._braked_s) * 1000
+        for verdict in verdicts(sights, self._times, calm_ms=calm_ms):
             node, phase, reason = verdict
             payloads = change_node_phase(node, phase, reason)
             if payloads and phase == NodeStatus.LOST:

@@ -25,7 +25,8 @@ became NOT_READY is in the log, but by a wall clock, and one that is set forward
 container its node.
 
 *The brake.* When half of a zone's nodes are silent, the network between them and the control plane is the
-suspect, not the nodes, and nothing more is lost until they are back.
+suspect, not the nodes, and nothing more is lost until they are back. They do not come back all at the same time: once
+it is off, the others have another grace to follow.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -49,6 +50,8 @@ LEAST_MARGIN_MS = 2_000
 HEARTBEAT_MS = 5_000
 # So few silent nodes are no suspicion: one node of two may well be dead.
 BRAKE_LEAST_SILENT = 2
+# Without the numbers: it is in the log, which need not tell of each node that comes or goes.
+_SUSPECT = "its agent is not connected, like half of the zone's nodes or more: nothing is rescheduled"
 
 
 class NodeTimesError(ValueError):
@@ -145,19 +148,26 @@ def has_joined(node: Node) -> bool:
     return node.status.inventory.cpu_count > 0
 
 
-def verdicts(sights: Sequence[Sight], times: NodeTimes) -> list[Verdict]:
+def brake_is_on(sights: Sequence[Sight]) -> bool:
+    """Whether so many nodes are silent at this moment, or were when it was last told in the log."""
+    told = any(node.status.reason.message == _SUSPECT and node.status.phase != NodeStatus.LOST for node, _ in sights)
+    return told or silence(sights, least_ms=0).brake
+
+
+def verdicts(sights: Sequence[Sight], times: NodeTimes, *, calm_ms: float) -> list[Verdict]:
     """Phase and reason that nodes of one zone should have; those that stay as they are may be among them.
 
-    Whoever has gone for a moment puts the brake on already, but it is only told of when it lasts.
+    `calm_ms`: for how long the brake has been off. Who has gone for a moment puts it on already, but it is only told
+    of when it lasts.
     """
-    brake = silence(sights, least_ms=0).brake
+    may_lose = calm_ms >= times.grace_ms
     suspect = silence(sights, least_ms=times.grace_ms).brake
-    found = ((node, _verdict(node, contact, times, brake=brake, suspect=suspect)) for node, contact in sights)
+    found = ((node, _verdict(node, contact, times, may_lose=may_lose, suspect=suspect)) for node, contact in sights)
     return [(node, *verdict) for node, verdict in found if verdict is not None]
 
 
 def _verdict(
-    node: Node, contact: Contact, times: NodeTimes, *, brake: bool, suspect: bool
+    node: Node, contact: Contact, times: NodeTimes, *, may_lose: bool, suspect: bool
 ) -> tuple[NodeStatus.Phase.ValueType, Reason] | None:
     if contact.connected:
         return _connected(node)
@@ -168,12 +178,11 @@ def _verdict(
         return None
     if not has_joined(node):
         return NodeStatus.NOT_READY, _unreachable("its agent has not joined")
-    if contact.silent_ms >= lost_after_ms(node, times) and not brake:
+    if contact.silent_ms >= lost_after_ms(node, times) and may_lose:
         after = format_duration(lost_after_ms(node, times))
         return NodeStatus.LOST, _unreachable(f"its agent has been silent for more than {after}")
     if suspect:
-        said = "its agent is not connected, like half of the zone's nodes or more: nothing is rescheduled"
-        return NodeStatus.NOT_READY, _unreachable(said)
+        return NodeStatus.NOT_READY, _unreachable(_SUSPECT)
     return NodeStatus.NOT_READY, _unreachable("its agent is not connected")
 
 
@@ -239,3 +248,19 @@ def _is_fenced(node: Node, container: Container) -> bool:
 
 def _is_unwanted(workload: Workload | None) -> bool:
     return workload is None or workload.status.desired == WorkloadStatus.DELETE
+
+
+def left_behind(containers: Iterable[Container], node_of: Callable[[str], Node | None]) -> list[str]:
+    """Of a workload that is deleted: what stays for a while, because nobody can stop it, in sentences."""
+    said = []
+    for container in containers:
+        node = node_of(container.spec.node)
+        if container.status.phase in lifecycle.ENDED or node is None:
+            continue
+        if container.status.phase == ContainerStatus.LOST or node.status.reason.code == Reason.NODE_UNREACHABLE:
+            said.append(
+                f"{container.metadata.name} may still run on node {node.metadata.name}, which is out of reach: it ends "
+                f"when the node is back, or when an admin says that the node is dead "
+                f"(pwm admin confirm-dead {node.metadata.name})"
+            )
+    return said

@@ -6,6 +6,7 @@ replica is behind by the revisions between what it has folded and the newest eve
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable
 
 from pwm.api.v1 import services_pb2 as api
@@ -14,6 +15,7 @@ from pwm.api.v1.peer_pb2 import ConnectedAgent, DescribeResponse
 from pwm.api.v1.store_pb2 import Doubt
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import timestamp
+from pwm.controlplane.core.nodes import NodeTimes, Sight, silence, silence_said
 from pwm.controlplane.presence import Presence
 from pwm.controlplane.replicas import Replicas
 from pwm.controlplane.store import errors as store_errors
@@ -31,6 +33,7 @@ BEHIND_REVISIONS = 500
 # Times of events come from any replica's clock. A replica may take a while to say what its clock shows.
 CLOCKS_DIFFER_MS = 3_000
 CHORES = "cluster"
+DEFAULT_ZONE = "default"
 
 _ALARMS = {
     "NOSPACE": "it is out of space and refuses changes; PWM makes room, and if that does not help, raise its quota",
@@ -55,6 +58,7 @@ class ClusterStatus:
         clock: Clock,
         leaders: Leaders,
         roles: Callable[[], Iterable[str]],
+        times: NodeTimes,
         stale_since_ms: Callable[[], int],
         doubt: Callable[[], Doubt | None],
     ) -> None:
@@ -69,6 +73,7 @@ class ClusterStatus:
         self._clock = clock
         self._leaders = leaders
         self._roles = roles
+        self._times = times
         self._stale_since_ms = stale_since_ms
 
     async def read(self) -> api.GetStatusResponse:
@@ -144,10 +149,11 @@ class ClusterStatus:
                     connected[agent.node] = replica, agent
         for node in sorted(self._view.all("Node"), key=lambda n: n.metadata.name):
             replica, session = connected.get(node.metadata.name, ("", None))
+            silent = silence_said(node, self._presence.contact(node.metadata.name))
             answer.agents.append(
                 api.AgentStatus(
                     node=node.metadata.name,
-                    phase=value_name(NodeStatus.Phase.Name, node.status.phase),
+                    phase=value_name(NodeStatus.Phase.Name, node.status.phase) + (" (disconnected)" if silent else ""),
                     replica=replica,
                     epoch=session.epoch if session else 0,
                     version=session.version if session else node.status.inventory.agent_version,
@@ -175,6 +181,7 @@ class ClusterStatus:
         if not trouble and doubt is None:
             warnings += self._of_leaders(answer)
         warnings += _of_replicas(answer.replicas)
+        warnings += self._of_zones()
         warnings += self._of_agents(answer)
         return warnings
 
@@ -188,11 +195,23 @@ class ClusterStatus:
             elif led[role].replica not in here:
                 yield f"{role} is led by {led[role].replica}, which is not here: its lease ends in a few seconds"
 
+    def _of_zones(self) -> Iterable[str]:
+        """Zones where so many nodes are silent that none of them is given up."""
+        zones: defaultdict[str, list[Sight]] = defaultdict(list)
+        for node in self._view.all("Node"):
+            zones[node.spec.zone or DEFAULT_ZONE].append((node, self._presence.contact(node.metadata.name)))
+        for zone, sights in sorted(zones.items()):
+            found = silence(sights, least_ms=self._times.grace_ms)
+            if found.brake:
+                yield f"zone {zone}: {found}" if len(zones) > 1 else str(found)
+
     def _of_agents(self, answer: api.GetStatusResponse) -> Iterable[str]:
         for agent in answer.agents:
             if agent.phase not in ("READY", "MAINTENANCE"):
                 node = self._view.by_name("Node", agent.node)
-                said = node.status.reason.message if node is not None else ""
+                said = ""
+                if node is not None:
+                    said = silence_said(node, self._presence.contact(agent.node)) or node.status.reason.message
                 yield f"node {agent.node} is {agent.phase}" + (f": {said}" if said else "")
             elif agent.replica and self._clock.now_ms() - agent.last_heard.ToMilliseconds() > QUIET_AGENT_MS:
                 yield f"the agent of node {agent.node} has been quiet for a while"

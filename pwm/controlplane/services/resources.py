@@ -17,6 +17,7 @@ from pwm.controlplane.commands import GROUPED_KINDS, Commands, timestamp
 from pwm.controlplane.context import CallContext
 from pwm.controlplane.core.authz import CLUSTER_KINDS
 from pwm.controlplane.core.decide import Change, Refusal, change, delete_workload
+from pwm.controlplane.core.nodes import left_behind
 from pwm.controlplane.core.selectors import SelectorError, parse_selector
 from pwm.controlplane.errors import ApiError, conflict, invalid, not_found
 from pwm.controlplane.queries import OBSERVED_KINDS, Queries, wrap
@@ -131,6 +132,7 @@ class ResourceService:
             raise invalid(f"a {kind} is observed, it cannot be deleted", next_step="delete the workload it belongs to")
         group = "" if kind in CLUSTER_KINDS else request.group or context.principal.default_group
         cascade: list[str] = []
+        notes: list[str] = []
 
         def decide() -> list[Change]:
             state: Any = self._view.by_name(kind, request.name, group=group)
@@ -139,6 +141,7 @@ class ResourceService:
             cascade.clear()
             if kind == "Workload":
                 containers = self._view.containers_of(state.metadata.uid)
+                notes[:] = left_behind(containers, lambda name: self._view.by_name("Node", name))
                 cascade.extend(f"Container {c.metadata.group}/{c.metadata.name}" for c in containers)
                 return [change(state, *delete_workload(state, containers))]
             self._check_unused(kind, state)
@@ -148,7 +151,7 @@ class ResourceService:
             outcome = await self._commands.run(decide, actor=context.principal.actor)
         except Refusal as error:
             raise conflict(str(error), next_step=error.next_step) from error
-        return api.DeleteResponse(cascade=cascade, revision=outcome.revision)
+        return api.DeleteResponse(cascade=cascade, revision=outcome.revision, notes=notes)
 
     def _check_unused(self, kind: str, state: Any) -> None:
         """Deleting must not pull the ground from under what is there."""
@@ -178,7 +181,9 @@ class ResourceService:
             raise ApiError(
                 grpc.StatusCode.FAILED_PRECONDITION,
                 f"{kind} {name} is in use by {shown}",
-                next_step="delete or move those first",
+                next_step=f"delete or move those first; if the machine is gone for good, pwm admin confirm-dead {name}"
+                if kind == "Node"
+                else "delete or move those first",
             )
 
     # ---- shared

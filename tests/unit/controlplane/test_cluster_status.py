@@ -6,9 +6,14 @@ from typing import Any
 import pytest
 
 from pwm.api.v1 import services_pb2 as api
+from pwm.api.v1.common_pb2 import Actor
+from pwm.api.v1.events_pb2 import NodeJoined
+from pwm.api.v1.node_pb2 import Inventory
 from pwm.api.v1.peer_pb2 import FREEZE, KILL, DescribeResponse, FailRequest
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import timestamp
+from pwm.controlplane.core.decide import Change
+from pwm.controlplane.core.nodes import DEFAULT_TIMES, Contact
 from pwm.controlplane.errors import ApiError
 from pwm.controlplane.replicas import CannotFail
 from pwm.controlplane.services.cluster_status import ClusterStatus
@@ -59,6 +64,10 @@ class Cluster:
     async def who_leads(self) -> list[tuple[str, str, int]]:
         return self.leaders
 
+    def contact(self, node: str) -> Contact:
+        connected = any(agent.node == node for said in self.described.values() for agent in said.agents)
+        return Contact(connected=connected, silent_ms=20_000)
+
     def lose(self, replica: str) -> None:
         """It is gone for good: announced no longer."""
         del self.replicas[replica], self.described[replica]
@@ -76,6 +85,7 @@ class Cluster:
             clock=Clock(),
             leaders=self.who_leads,
             roles=lambda: {ZONE, CHORES},
+            times=DEFAULT_TIMES,
             stale_since_ms=lambda: 0,
             doubt=lambda: None,
         )
@@ -220,3 +230,16 @@ async def test_a_leader_that_cannot_be_asked_is_said(cluster: Cluster) -> None:
     cluster.cannot_fail = "replica a could not be asked: gone"
     with pytest.raises(ApiError, match="could not be asked"):
         await cluster.drill()
+
+
+async def test_silence_of_half_of_the_nodes_is_told_as_one(cluster: Cluster, plane: Plane) -> None:
+    joined = NodeJoined(inventory=Inventory(cpu_count=8))
+    silent, heard = ["n1", "n2"], ["n3", "n4"]
+    nodes = [Change("Node", name, name, "", None, (joined,)) for name in (*silent, *heard)]
+    await plane.commands.run(lambda: nodes, actor=Actor(name="test"))
+    for name in heard:
+        cluster.described["a"].agents.add(node=name)
+    found = await cluster.warnings()
+    assert any(warning.startswith("2 of 4 nodes are silent: the network is the suspect") for warning in found), found
+    cluster.described["b"].agents.add(node="n2")
+    assert not any("the suspect" in warning for warning in await cluster.warnings())
