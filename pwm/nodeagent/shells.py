@@ -93,7 +93,7 @@ class Shells:
         if not wanted.id:
             return None
         shell = self._sessions.get(wanted.id)
-        if shell is not None and shell.belongs_to(request):
+        if shell is not None and shell.belongs_to(request) and not shell.over:
             return shell
         if shell is not None or wanted.id in self._ended or wanted.resume:
             raise ShellGone(
@@ -171,14 +171,22 @@ class Shell:
         try:
             await self._over.wait()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            self._change()
-            # Not interrupted: a command that nobody hangs up on would run for ever.
-            await asyncio.shield(command.close())
-            if self._waiting_for_client is not None:
-                self._waiting_for_client.cancel()
+            ending = asyncio.ensure_future(self._end(command, tasks))
+            try:
+                await asyncio.shield(ending)
+            except asyncio.CancelledError:
+                # Not interrupted: a command that nobody hangs up on would run for ever.
+                await ending
+                raise
+
+    async def _end(self, command: ExecSession, tasks: "list[asyncio.Future[None]]") -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.hang_up()
+        if self._waiting_for_client is not None:
+            self._waiting_for_client.cancel()
+        await command.close()
 
     def _fail(self, error: BaseException) -> None:
         self.hang_up()
