@@ -94,6 +94,7 @@ async def _serve(config: ControllerConfig, plane: ControlPlane, kv: EtcdKV) -> N
         registry=_metrics(plane),
         title="PWM",
         version=VERSION,
+        most_streams=config.streams_per_user,
     )
     try:
         server.add_insecure_port(f"{config.agent_host}:{config.agent_port}")

@@ -28,6 +28,8 @@ class ControllerConfig:
     node_grace_ms: int = 0
     node_lost_after_ms: int = 0
     self_fence_ms: int = 0
+    # Streams (watches, logs, shells) that one user may have open at this replica.
+    streams_per_user: int = 1_000
     log_level: str = "info"
     log_json: bool = False
     hostname: str = field(default_factory=socket.gethostname)

@@ -52,6 +52,7 @@ class Resync(Exception):
 
 
 Observer = Callable[[ViewChange], None]
+Concern = Callable[[ViewChange], bool]
 
 
 class View:
@@ -232,9 +233,13 @@ class View:
         self._observers.append(observer)
 
     @contextmanager
-    def subscribe(self) -> "Iterator[Subscription]":
-        """Changes from now on; read the view right after entering and nothing is missed."""
-        subscription = Subscription()
+    def subscribe(self, concerns: Concern | None = None) -> "Iterator[Subscription]":
+        """Changes from now on; read the view right after entering and nothing is missed.
+
+        `concerns`: quickly says which changes are of interest, so that thousands of subscribers who each care for
+        one resource are not all woken by every change. It may say yes too often.
+        """
+        subscription = Subscription(concerns)
         self._subscriptions.append(subscription)
         try:
             yield subscription
@@ -272,12 +277,15 @@ class OutOfStep(Exception):
 class Subscription:
     """A bounded queue of changes; what waits is taken as one batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, concerns: Concern | None = None) -> None:
+        self._concerns = concerns
         self._queue: deque[ViewChange] = deque()
         self._ready = asyncio.Event()
         self._lost = False
 
     def offer(self, change: ViewChange) -> None:
+        if self._concerns is not None and not self._concerns(change):
+            return
         if len(self._queue) >= SUBSCRIPTION_LIMIT:
             self.resync()
         elif not self._lost:

@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,7 +60,6 @@ class Ledger:
         self._writers = writers
         self._image = image
         self._prefix = f"ledger-{secrets.token_hex(2)}"
-        self._marks: dict[str, str] = {}
         self.books = Books()
 
     @property
@@ -81,12 +80,14 @@ class Ledger:
         command: Sequence[str] = ("true",),
         cpu: str = "10m",
         restartPolicy: str = "Never",
+        labels: Mapping[str, str] | None = None,
         **spec: Any,
     ) -> None:
         """One workload more, beside the books; asked at one controller after the other."""
         config = {"cmd": list(command), "memory": "8MiB", "stopGrace": "1s", "restartPolicy": restartPolicy}
         spec = {"image": self._image, "selectors": {"cpu": {"count": cpu}}, "config": config, **spec}
-        document = {"apiVersion": "v1", "kind": "Workload", "metadata": {"name": name}, "spec": spec}
+        metadata = {"name": name, "labels": dict(labels or {})}
+        document = {"apiVersion": "v1", "kind": "Workload", "metadata": metadata, "spec": spec}
         key = secrets.token_hex(16)
         async with aiohttp.ClientSession(headers=self._headers) as session:
             for server in itertools.cycle(self._servers):
@@ -104,10 +105,6 @@ class Ledger:
                 except (aiohttp.ClientError, TimeoutError):
                     pass
                 await asyncio.sleep(PAUSE_S)
-
-    def mark(self, name: str, word: str) -> None:
-        """From the next change on the workload has this label too."""
-        self._marks[name] = word
 
     # ---- writing
 
@@ -130,7 +127,7 @@ class Ledger:
     ) -> dict[str, Any] | None:
         document = {
             "apiVersion": "v1", "kind": "Workload",
-            "metadata": {"name": name, "labels": {"number": str(number)} | self._mark_of(name)},
+            "metadata": {"name": name, "labels": {"number": str(number)}},
             "spec": {"image": self._image, "replica": {"count": 0}},
         }  # fmt: skip
         return await self._post(session, server, document, key)
@@ -155,9 +152,6 @@ class Ledger:
             self.books.refusals.append(f"{document['metadata']['name']}: {response.status} {json.dumps(answer)[:300]}")
             return None
         return dict(answer)
-
-    def _mark_of(self, name: str) -> dict[str, str]:
-        return {"mark": self._marks[name]} if name in self._marks else {}
 
     # ---- following
 

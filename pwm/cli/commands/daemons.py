@@ -34,6 +34,9 @@ CONTROLLER_SETTINGS = (
     Setting("agents", "Address for node agents.", metavar="HOST:PORT", convert=host_and_port),
     Setting("advertise", "Host by which others reach this one, if not by the addresses above.", metavar="HOST"),
     Setting("replica", "Name of this replica; made up if there is none."),
+    Setting(
+        "streams_per_user", "Watches, logs and shells that one user may have open here.", metavar="N", convert=int,
+    ),
     Setting("admin_token_file", "Where a new cluster's first admin token goes.", metavar="FILE", convert=path),
     Setting("node_token_file", "Where a new cluster's first node token goes.", metavar="FILE", convert=path),
     Setting("node_grace", "Silence after which a node is NOT_READY; 15s.", metavar="TIME", convert=duration),

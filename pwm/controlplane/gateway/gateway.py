@@ -33,7 +33,7 @@ from pwm.controlplane.gateway.decoding import Decoder
 from pwm.controlplane.gateway.encoding import Encoder
 from pwm.controlplane.gateway.failures import Code
 from pwm.controlplane.gateway.metrics import Metrics, RpcMetrics
-from pwm.controlplane.gateway.open_streams import OpenStreams
+from pwm.controlplane.gateway.open_streams import MAX_STREAMS_PER_PRINCIPAL, OpenStreams
 from pwm.controlplane.gateway.routes import Route, Routes, Rpc
 from pwm.controlplane.gateway.scalars import BadInput
 from pwm.controlplane.gateway.server import HttpServer
@@ -92,6 +92,7 @@ class Gateway:
         version: str,
         tls: ssl.SSLContext | None = None,
         webui: Path = WEBUI,
+        most_streams: int = MAX_STREAMS_PER_PRINCIPAL,
     ) -> None:
         self._authenticate = authenticate
         self._authorize = authorize
@@ -111,7 +112,7 @@ class Gateway:
             routes=self._routes, title=title, version=version, health=health, registry=registry, webui=webui,
             admit=self._admit_page,
         )  # fmt: skip
-        self._streams = OpenStreams()
+        self._streams = OpenStreams(most_streams)
         self._server = HttpServer(self._handle, tls=tls)
         self._rechecking: asyncio.Task[None] | None = None
         self._running = 0

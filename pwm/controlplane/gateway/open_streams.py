@@ -40,7 +40,8 @@ class OpenStream:
 
 
 class OpenStreams:
-    def __init__(self) -> None:
+    def __init__(self, most_per_owner: int) -> None:
+        self._most_per_owner = most_per_owner
         self._streams: set[OpenStream] = set()
         self._by_owner: Counter[str] = Counter()
         # Set when the server stops: no stream begins any more.
@@ -56,10 +57,10 @@ class OpenStreams:
         """
         if self._closed is not None:
             raise self._closed
-        if self._by_owner[owner] >= MAX_STREAMS_PER_PRINCIPAL:
+        if self._by_owner[owner] >= self._most_per_owner:
             raise ApiError(
                 Code.RESOURCE_EXHAUSTED,
-                f"{owner} has {MAX_STREAMS_PER_PRINCIPAL} streams open, which is the most one caller may have",
+                f"{owner} has {self._most_per_owner} streams open, which is the most one caller may have",
                 next_step="close some of them",
             )
         stream = OpenStream(recheck)

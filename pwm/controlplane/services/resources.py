@@ -25,6 +25,8 @@ from pwm.controlplane.services.applying import Applier
 from pwm.controlplane.services.pulse import Pulse
 from pwm.controlplane.services.tables import render
 from pwm.controlplane.services.watched import TEXT_FORMATS, Filter, Watched, in_order
+from pwm.controlplane.store.commits import ReceiptWrite
+from pwm.controlplane.store.errors import AlreadyAnswered
 from pwm.controlplane.view import Resync, View
 
 # How long a read waits for the revision it asked for.
@@ -112,7 +114,7 @@ class ResourceService:
             queries=self._queries,
             clock=self._clock,
         )
-        with self._view.subscribe() as subscription:
+        with self._view.subscribe(watched.concerns) as subscription:
             answers = watched.since(request.after_revision) if request.after_revision else watched.everything()
             while True:
                 try:
@@ -147,10 +149,20 @@ class ResourceService:
             self._check_unused(kind, state)
             return [change(state, ev.Removed(reason=Reason(code=Reason.DELETED_BY_USER)))]
 
+        key, name = context.idempotency_key, context.principal.name
         try:
-            outcome = await self._commands.run(decide, actor=context.principal.actor)
+            outcome = await self._commands.run(
+                decide,
+                actor=context.principal.actor,
+                receipt=ReceiptWrite(name, key, b"") if key else None,
+                answer=lambda: api.DeleteResponse(cascade=cascade, notes=notes).SerializeToString(),
+            )
         except Refusal as error:
             raise conflict(str(error), next_step=error.next_step) from error
+        except AlreadyAnswered as error:
+            answer = api.DeleteResponse.FromString(error.answer)
+            answer.revision = error.revision
+            return answer
         return api.DeleteResponse(cascade=cascade, revision=outcome.revision, notes=notes)
 
     def _check_unused(self, kind: str, state: Any) -> None:

@@ -40,10 +40,18 @@ class Watched:
         self._queries = queries
         self._clock = clock
         self._identify = request.identify
+        self._names = frozenset(request.names)
         text = request.format in TEXT_FORMATS
         self._table = Table(kind, request.format, request.all_groups) if text else None
         # By uid, as it was sent last.
         self._sent: dict[str, Any] = {}
+
+    def concerns(self, change: ViewChange) -> bool:
+        """Whether a change can make a difference here; quick, and yes in doubt."""
+        if not self._names or self._kind != "Workload" or change.kind not in ("Workload", "Container"):
+            return True
+        state: Any = change.after or change.before
+        return (state.metadata.name if change.kind == "Workload" else state.spec.workload) in self._names
 
     def everything(self) -> list[api.WatchResponse]:
         """What is there, what is gone of what was sent before, and that this is all."""

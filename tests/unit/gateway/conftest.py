@@ -242,6 +242,15 @@ class Admin(AdminServiceServicer):
     async def CreateNodeToken(self, request: Any, context: Any) -> s.CreateNodeTokenResponse:
         return s.CreateNodeTokenResponse(token="pwm_secret")
 
+    async def ConfirmDead(self, request: Any, context: Any) -> s.ConfirmDeadResponse:
+        return s.ConfirmDeadResponse()
+
+    async def Drill(self, request: Any, context: Any) -> s.DrillResponse:
+        return s.DrillResponse()
+
+    async def AcceptRestore(self, request: Any, context: Any) -> s.AcceptRestoreResponse:
+        return s.AcceptRestoreResponse()
+
 
 @dataclass
 class Answer:

@@ -269,7 +269,7 @@ async def test_a_stream_outlives_a_check_that_could_not_be_made(gateway: Any, wo
 
 
 async def test_one_caller_can_keep_only_so_many_streams_open(gateway: Any, world: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(open_streams, "MAX_STREAMS_PER_PRINCIPAL", 2)
+    monkeypatch.setattr(gateway.gateway._streams, "_most_per_owner", 2)
     world.watch = lambda request: endless(world)
     held = [await Stream.open(gateway, "/v1/watch/Workload") for _ in range(2)]
     for stream in held:
