@@ -66,7 +66,8 @@ class Follower:
                     await self._until_settled()
                 # One that has just been started has nothing better to show than what is there.
                 await self._bootstrap()
-                await self._until_settled()
+                if await self._until_settled():
+                    continue
                 await self._follow()
             except (store_errors.RebuildNeeded, OutOfStep) as error:
                 log.warning("view is rebuilt", why=str(error))
@@ -75,10 +76,13 @@ class Follower:
                 self.out_of_reach(str(error))
                 await asyncio.sleep(RETRY_DELAY_S)
 
-    async def _until_settled(self) -> None:
-        if self._custody is not None and self._custody.doubt is not None:
-            self.out_of_reach(self._custody.doubt.why)
-            await self._custody.settled()
+    async def _until_settled(self) -> bool:
+        """Whether there was anything to wait for."""
+        if self._custody is None or self._custody.doubt is None:
+            return False
+        self.out_of_reach(self._custody.doubt.why)
+        await self._custody.settled()
+        return True
 
     def out_of_reach(self, why: str) -> None:
         if not self.stale_since_ms:

@@ -226,6 +226,8 @@ class ControlPlane:
         """The store has gone back, or it was decided what follows from that."""
         if self.lineage.doubt is None:
             self.view.distrust()
+        else:
+            self.follower.out_of_reach(self.lineage.doubt.why)
         # As long as there was doubt nobody could be lost: nobody must be lost for it afterwards.
         self.presence.begin_anew()
         self.dispatcher.restart_sessions()
@@ -300,9 +302,9 @@ class ControlPlane:
             clock=self.clock,
             leaders=self.leaders,
             roles=self.roles.wanted,
+            times=self.times,
             stale_since_ms=self.stale_since_ms,
             doubt=lambda: self.lineage.doubt,
-            times=self.times,
         )
         return AdminService(
             view=self.view,

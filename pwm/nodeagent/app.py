@@ -65,7 +65,7 @@ class Agent:
             zone=config.zone,
             reporter=self.supervisor.reporter,
             fence=self._fence,
-            allegiance=Allegiance(self._host.journal),
+            allegiance=Allegiance(self._host.journal, clock_ns=self._host.now_ns),
             callbacks=Callbacks(
                 inventory=self._inventory,
                 sample=self._sample,

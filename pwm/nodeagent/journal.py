@@ -14,13 +14,14 @@ begin at the time of its making in milliseconds, so that they are above any that
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import structlog
 from google.protobuf.message import DecodeError
 
 from pwm.api.v1.agent_pb2 import Assignment, Report
+from pwm.api.v1.store_pb2 import Position
 from pwm.lifecycle import ENDED, Phase
 
 log = structlog.get_logger(__name__)
@@ -43,7 +44,7 @@ CREATE TABLE IF NOT EXISTS contact (
 """
 _OBEYED = """
 CREATE TABLE IF NOT EXISTS obeyed (
-    only INTEGER PRIMARY KEY CHECK (only = 0), cluster TEXT NOT NULL, epoch INTEGER NOT NULL,
+    only INTEGER PRIMARY KEY CHECK (only = 0), cluster TEXT NOT NULL, position BLOB NOT NULL,
     incarnation INTEGER NOT NULL
 )
 """
@@ -76,10 +77,10 @@ class Contact:
 
 @dataclass(frozen=True, slots=True)
 class Obeyed:
-    """Whose orders were obeyed, and the highest epoch of them (see pwm/nodeagent/allegiance.py)."""
+    """Whose orders were obeyed, and how far their log had been read (see pwm/nodeagent/allegiance.py)."""
 
     cluster: str = ""
-    epoch: int = 0
+    position: Position = field(default_factory=Position)
     incarnation: int = 0
 
 
@@ -229,8 +230,9 @@ class Journal:
             row = self._db.execute("SELECT value FROM counter WHERE name = 'sequence'").fetchone()
             for kept in self._db.execute("SELECT boot_id, heard_ms, self_fence_ms, lost_after_ms FROM contact"):
                 self._contact = Contact(*kept)
-            for obeyed in self._db.execute("SELECT cluster, epoch, incarnation FROM obeyed"):
-                self._obeyed = Obeyed(*obeyed)
+            for obeyed in self._db.execute("SELECT cluster, position, incarnation FROM obeyed"):
+                cluster, position, incarnation = obeyed
+                self._obeyed = Obeyed(cluster, Position.FromString(position), incarnation)
         except DecodeError as error:
             self._db.close()
             raise sqlite3.DatabaseError(f"a row is no message any more: {error}") from error
@@ -281,7 +283,8 @@ class Journal:
     @staticmethod
     def _put_obeyed(db: sqlite3.Connection, obeyed: Obeyed) -> None:
         db.execute(
-            "INSERT OR REPLACE INTO obeyed VALUES (0, ?, ?, ?)", (obeyed.cluster, obeyed.epoch, obeyed.incarnation)
+            "INSERT OR REPLACE INTO obeyed VALUES (0, ?, ?, ?)",
+            (obeyed.cluster, obeyed.position.SerializeToString(), obeyed.incarnation),
         )
 
     @staticmethod

@@ -203,7 +203,7 @@ class _Session:
             zone=owner._zone,
             inventory=await self._callbacks.inventory(),
             cluster=obeyed.cluster,
-            last_epoch=obeyed.epoch,
+            position=obeyed.position,
             containers=self._callbacks.held(),
         )
         sent_ms = owner._fence.now_ms()
@@ -264,6 +264,7 @@ class _Session:
                     self._configure(message.configure)
                 case "heard":
                     self._heard(message.heard.number)
+                    self._owner._allegiance.told(message.heard.position)
                 case "goodbye":
                     raise SessionOver(f"the server said goodbye: {message.goodbye.message}")
 
@@ -271,6 +272,7 @@ class _Session:
         if not assignments.full and assignments.applies_to != self._set:
             raise SessionOver(f"a change applies to set {assignments.applies_to}, but set {self._set} is known")
         self._set = assignments.results_in
+        self._owner._allegiance.told(assignments.position)
         self._callbacks.assign(assignments)
 
     def _configure(self, configure: Configure) -> None:

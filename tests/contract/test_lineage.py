@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pwm.api.v1.store_pb2 import Position
 from pwm.controlplane.store import errors
 from pwm.controlplane.store.commits import Guard
 from pwm.controlplane.store.election import Election
@@ -218,21 +219,44 @@ async def test_who_follows_is_told_to_begin_anew(kv: Exchangeable, lineage: Line
             await asyncio.wait_for(reading, 10)
 
 
-async def test_an_agent_that_obeyed_a_later_epoch_is_believed(kv: Exchangeable, lineage: Lineage) -> None:
+async def test_an_agent_that_was_told_of_more_than_there_is_is_believed(kv: Exchangeable, lineage: Lineage) -> None:
     await write(lineage)
     now = (await kv.range(b"\0")).revision
-    await lineage.witness(node="n1", epoch=now)
+    await lineage.witness(node="n1", position=Position(position=now))
     assert lineage.doubt is None
     other = lineage_of(kv, "r2")
     await write(other)
-    await lineage.witness(node="n1", epoch=now + 1)
+    await lineage.witness(node="n1", position=Position(position=now + 1))
     assert lineage.doubt is None, "given out by another replica in the meantime"
-    await lineage.witness(node="n1", epoch=now + 100)
+    await lineage.witness(node="n1", position=Position(position=now + 100))
     assert "n1" in await refused(lineage)
     await lineage.accept()
-    await lineage.witness(node="n1", epoch=now + 100)
+    await lineage.witness(node="n1", position=Position(position=now + 100))
     assert lineage.doubt is None, "whoever obeyed before the restore obeys again"
     assert lineage.epoch(now) > now + 100
+
+
+async def test_an_agent_that_was_told_of_an_event_that_is_not_there_is_believed(
+    kv: Exchangeable, lineage: Lineage
+) -> None:
+    await write(lineage)
+    old = await snapshot_of(kv.store)
+    told = Position()
+    async with EventStore(lineage, keys=KEYS) as store, following(store, (await old.range(b"\0")).revision) as seen:
+        revision = await store.append(commit(birth(B)))
+        await seen.until(lambda: seen.revision >= revision, within_s=5)
+        lineage.testify(revision, told)
+    await lineage.witness(node="n1", position=told)
+    assert lineage.doubt is None
+    fresh = lineage_of(old, "r2")
+    await write(fresh, times=10)
+    assert (await old.range(b"\0")).revision > revision
+    told.time.FromMilliseconds(1000 - 25 * 3600 * 1000)
+    await fresh.witness(node="n1", position=told)
+    assert fresh.doubt is None, "too long ago: it may have been dropped"
+    told.time.FromMilliseconds(900)
+    await fresh.witness(node="n1", position=told)
+    assert "n1" in await refused(fresh)
 
 
 async def test_every_transaction_depends_on_there_being_no_doubt_even_if_nobody_looked(
@@ -241,7 +265,7 @@ async def test_every_transaction_depends_on_there_being_no_doubt_even_if_nobody_
     await write(lineage)
     other = lineage_of(kv, "r2")
     await write(other)
-    await lineage.witness(node="n1", epoch=1 << 30)
+    await lineage.witness(node="n1", position=Position(position=1 << 30))
     assert other.doubt is None
     assert await refused(other)
 

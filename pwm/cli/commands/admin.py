@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pwm.cli import exit_codes
 from pwm.cli.command import CONNECTION, Argument, Command, Option, seconds
-from pwm.cli.errors import UsageError
+from pwm.cli.commands.admin_restore import ACCEPT_RESTORE
+from pwm.cli.errors import CliError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -168,7 +169,6 @@ def failover(
     return drill(invocation, Plan(role, failure, freeze_for), rounds=rounds, yes=yes, output=output)
 
 
-def _rounds(text: str) -> int:
 def confirm_dead(invocation: Invocation, *, node: str, yes: bool) -> int:
     """An admin's word that a node runs nothing any more."""
     import sys
@@ -194,6 +194,7 @@ def confirm_dead(invocation: Invocation, *, node: str, yes: bool) -> int:
     return exit_codes.DONE
 
 
+def _rounds(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= MOST_ROUNDS:
         raise ValueError(f"{text!r} is not a number from 1 to {MOST_ROUNDS}")
     return int(text)
@@ -254,7 +255,6 @@ COMMANDS = {
                     *CONNECTION,
                 ),
             ),
-            Command("join-token", join_token, **_JOIN_TOKEN),
             Command(
                 "confirm-dead",
                 confirm_dead,
@@ -266,6 +266,7 @@ COMMANDS = {
                 ),
             ),
             ACCEPT_RESTORE,
+            Command("join-token", join_token, **_JOIN_TOKEN),
             Command("node-token", join_token, hidden=True, **_JOIN_TOKEN),
         ),
     )

@@ -2,9 +2,9 @@
 
 A session begins when the node's presence is written to the store: the revision of that write, below the store's
 incarnation, is its epoch, so a newer session, on this replica or another, always has a higher one, and reports of
-the older are refused by the store itself. Agents say which epoch they have obeyed before: one that the store
-cannot have given out yet tells that it was restored from an older snapshot. While that is in doubt agents are
-held: they get no orders, and what they have is noted for the admin who has to decide.
+the older are refused by the store itself. Agents are told how far the log has been read, and say it when they
+come back: one who was told of more than there is proves that the store was restored from an older snapshot. While
+that is in doubt agents are held: they get no orders, and what they have is noted for the admin who has to decide.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from pwm.api.v1.agent_pb2 import (
     Welcome,
 )
 from pwm.api.v1.common_pb2 import Actor
-from pwm.api.v1.store_pb2 import Doubt
+from pwm.api.v1.store_pb2 import Doubt, Position
 from pwm.api.v1.workload_pb2 import Container
 from pwm.controlplane.agentlink import AgentInfo, AgentUnreachable
 from pwm.controlplane.clock import Clock
@@ -71,8 +71,12 @@ class Custody(Protocol):
         """Look at the store now."""
         ...
 
-    async def witness(self, *, node: str, position: int) -> None:
-        """The node's agent has been told of this position in the log."""
+    def testify(self, revision: int, position: Position) -> None:
+        """Fill in how far the log has been read."""
+        ...
+
+    async def witness(self, *, node: str, position: Position) -> None:
+        """The node's agent was told of this position in the log."""
         ...
 
     async def settled(self) -> None: ...
@@ -171,7 +175,7 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
                 f"this agent works for another cluster ({hello.cluster}; this one is {custody.uid}): to give its"
                 " machine to this one, end its containers and remove the agent's state directory",
             )
-        await custody.witness(node=hello.node, position=hello.position if hello.cluster else 0)
+        await custody.witness(node=hello.node, position=hello.position)
         if custody.doubt is not None:
             await self._hold_still(hello, context)
         # After a restore was accepted it is built anew.
@@ -320,13 +324,13 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
                 await context.write(self._with_position(message))
 
     def _with_position(self, message: SessionResponse) -> SessionResponse:
-        """What the agent hears of, a restored log does not know: it will tell."""
-        position = self._custody.epoch(self._view.revision)
-        match message.WhichOneof("message"):
-            case "assignments":
-                message.assignments.position = position
-            case "heard":
-                message.heard.position = position
+        """What the agent is told of, a restored log may not have: it will say so."""
+        if self._view.synced:
+            match message.WhichOneof("message"):
+                case "assignments":
+                    self._custody.testify(self._view.revision, message.assignments.position)
+                case "heard":
+                    self._custody.testify(self._view.revision, message.heard.position)
         return message
 
     async def _superseded(self, session: sessions.Session) -> None:

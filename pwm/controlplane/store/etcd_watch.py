@@ -66,7 +66,8 @@ async def watch(
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError, _Broken) as error:
             _refuse_to_resume(error)
             endpoints.shun(endpoint)
-            log.info("watch resumes", member=endpoint.address, at=position.next_revision, error=str(error) or "silent")
+            said = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
+            log.info("watch resumes", member=endpoint.address, at=position.next_revision, error=said or "silent")
         finally:
             call.cancel()
         await asyncio.sleep(back_off_s)

@@ -6,8 +6,8 @@ by itself. `Lineage` stands between the store's users and the key-value store an
 - the store's revision never goes back, and its own identity never changes;
 - after every interruption (a restore is one) the newest event that was followed must still be there, before
   anything is written or believed; revisions alone would not tell once new writes have passed the old ones;
-- an agent that has obeyed an epoch that this store cannot have given out yet proves it, too: so a replica
-  that was started after the restore, and remembers nothing, hears of it as soon as an agent says hello.
+- agents are told how far the log has been read; one that was told more than there is proves it, too: so a
+  replica that was started after the restore, and remembers nothing, hears of it when an agent says hello.
 
 Whoever notices puts up a flag in the store, `lineage/doubt`, and takes every leader's key away. Each
 transaction of each replica is conditional on there being no flag, so from that moment nobody changes anything.
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from pwm.api.v1.store_pb2 import Doubt
+from pwm.api.v1.store_pb2 import Doubt, Position
 from pwm.controlplane.store import errors
 from pwm.controlplane.store.keys import Keys
 from pwm.controlplane.store.kv import (
@@ -135,21 +135,31 @@ class Lineage:
         return _Beside(self, self._kv)
 
     def epoch(self, revision: int) -> int:
-        """Of a session that was announced at this revision."""
+        """Of a session that was announced at this revision; as a position, of a log that was read up to it."""
         return self.incarnation << INCARNATION_SHIFT | revision
 
-    async def witness(self, *, node: str, epoch: int) -> None:
-        """The node's agent has obeyed `epoch`. If this store cannot have given it out yet, there is doubt."""
-        if epoch <= self.epoch(self._seen):
-            return
+    def testify(self, revision: int, position: Position) -> None:
+        """Fill in how far the log has been read, for somebody to keep outside of the store."""
+        position.position = self.epoch(revision)
+        if self._anchor is not None:
+            position.event, position.event_revision, _ = self._anchor
+
+    async def witness(self, *, node: str, position: Position) -> None:
+        """The node's agent was told of this position in the log. If the store does not have it, there is doubt."""
         async with self._checking:
-            await self._check()
-            if self.doubt is None and epoch > self.epoch(self._seen):
-                seen = epoch & ((1 << INCARNATION_SHIFT) - 1)
-                await self._stop(
-                    f"the agent of node {node} obeyed orders of revision {seen}, but etcd is only at {self._seen}",
-                    seen=seen,
-                )
+            if self._kv.interruptions != self._proved_at or position.position > self.epoch(self._seen):
+                await self._check()
+            incarnation, revision = divmod(position.position, 1 << INCARNATION_SHIFT)
+            if self.doubt is not None or incarnation < self.incarnation:
+                return
+            said = f"the agent of node {node} was told of revision {revision}"
+            if position.position > self.epoch(self._seen):
+                await self._stop(f"{said}, but etcd is only at {self._seen}", seen=revision)
+            elif position.event and self._now_ms() - position.time.ToMilliseconds() < ANCHOR_GOOD_FOR_S * 1000:
+                page = await self._kv.range(position.event, keys_only=True)
+                if not page.kvs or page.kvs[0].mod_revision != position.event_revision:
+                    why = f"{said}, but the event of revision {position.event_revision} is not in etcd any more"
+                    await self._stop(why, seen=revision)
 
     async def accept(self) -> int:
         """What is there now is the truth from here on. Returns the new incarnation. Raises NotInDoubt."""
