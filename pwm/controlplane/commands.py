@@ -12,7 +12,7 @@ share one name space per group, so that a name says what it is.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -81,17 +81,25 @@ class Commands:
         actor: Actor,
         guards: Sequence[Guard] = (),
         receipt: ReceiptWrite | None = None,
+        answer: Callable[[], bytes] | None = None,
     ) -> Outcome:
         """Decide and append until it holds.
 
-        Raises what `decide` raises; store_errors.FenceLost or GuardFailed when a guard no longer holds;
-        AlreadyAnswered for a receipt that exists; ApiError ABORTED when the stream stays contested and
-        UNAVAILABLE when the store cannot be reached.
+        `answer` makes what the receipt keeps, once it has been decided. Raises what `decide` raises;
+        store_errors.FenceLost or GuardFailed when a guard no longer holds; AlreadyAnswered for a receipt that exists;
+        ApiError ABORTED when the stream stays contested and UNAVAILABLE when the store cannot be reached.
         """
         for _ in range(MAX_DECISIONS):
-            changes = [c for c in decide() if c.payloads]
+            try:
+                changes = [c for c in decide() if c.payloads]
+            except Exception:
+                await self._unless_answered(receipt)
+                raise
             if not changes:
+                await self._unless_answered(receipt)
                 return Outcome(self._view.revision, ())
+            if receipt is not None and answer is not None:
+                receipt = replace(receipt, answer=answer())
             commit = self._commit(changes, actor, tuple(guards), receipt)
             try:
                 revision = await self._store.append(commit)
@@ -108,6 +116,17 @@ class Commands:
             await self._read_back(revision)
             return Outcome(revision, tuple(changes))
         raise conflict("others keep changing the same resource", next_step="try again")
+
+    async def _unless_answered(self, receipt: ReceiptWrite | None) -> None:
+        """That nothing is to be done may be because it has been done: by a request whose answer was lost."""
+        if receipt is None:
+            return
+        try:
+            found = await self._store.receipt(receipt.principal, receipt.key)
+        except store_errors.KVError as error:
+            raise _out_of_reach(error) from error
+        if found is not None:
+            raise store_errors.AlreadyAnswered(found.answer, revision=found.revision)
 
     async def run_in_parts(
         self, changes: Sequence[Change], *, actor: Actor, guards: Sequence[Guard] = ()

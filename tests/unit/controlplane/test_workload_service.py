@@ -6,8 +6,10 @@ from pwm.api.v1 import events_pb2 as ev
 from pwm.api.v1 import services_pb2 as api
 from pwm.api.v1.identity_pb2 import User
 from pwm.controlplane.auth import Principal
+from pwm.controlplane.clock import Clock
 from pwm.controlplane.context import CallContext
 from pwm.controlplane.core.decide import Change
+from pwm.controlplane.services.resources import ResourceService
 from pwm.controlplane.services.workloads import WorkloadService
 from tests.unit.controlplane.conftest import ACTOR, Plane
 
@@ -31,3 +33,42 @@ async def test_a_retried_restart_restarts_once(plane: Plane) -> None:
     workload = plane.view.by_name("Workload", "train", group="g")
     assert workload is not None
     assert workload.metadata.version == 3, "created, restarted, and restarted by another command"
+
+
+async def test_a_retried_stop_says_what_the_first_one_did(plane: Plane) -> None:
+    unused: Any = None
+    service = WorkloadService(
+        view=plane.view, commands=plane.commands, agents=unused, explainer=unused, logs=unused, bridge=unused
+    )
+    await create(plane, "w")
+    request = api.StopRequest(name="train", group="g")
+    answers = [await service.Stop(request, by_ann(key)) for key in ("k1", "k1", "k2")]
+    assert [answer.changed for answer in answers] == [True, True, False]
+
+
+async def test_a_retried_delete_is_answered_like_the_first_and_spares_what_has_been_made_anew(plane: Plane) -> None:
+    unused: Any = None
+    service = ResourceService(
+        view=plane.view, queries=unused, commands=plane.commands, applier=unused, authorizer=unused, clock=Clock(),
+        stale_since_ms=lambda: 0,
+    )  # fmt: skip
+    await create(plane, "w")
+    request = api.DeleteRequest(kind="Workload", name="train", group="g")
+    first = await service.Delete(request, by_ann("k1"))
+    assert await service.Delete(request, by_ann("k1")) == first
+    await create(plane, "another")
+    assert await service.Delete(request, by_ann("k1")) == first
+    assert plane.view.get("Workload", "another") is not None
+    await service.Delete(request, by_ann("k2"))
+    assert plane.view.get("Workload", "another") is None
+
+
+async def create(plane: Plane, uid: str) -> None:
+    new = Change("Workload", uid, "train", "g", None, (ev.WorkloadApplied(generation=1, first_attempt=1),))
+    await plane.commands.run(lambda: [new], actor=ACTOR)
+
+
+def by_ann(key: str) -> CallContext:
+    user = User()
+    user.metadata.name = "ann"
+    return CallContext(principal=Principal(user=user), idempotency_key=key)
