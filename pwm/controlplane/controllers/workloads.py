@@ -8,6 +8,7 @@ left to do. A new leader marks everything.
 
 import asyncio
 import heapq
+from collections.abc import Sequence
 
 import structlog
 
@@ -17,7 +18,7 @@ from pwm.api.v1.workload_pb2 import Workload
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import Commands
 from pwm.controlplane.core.decide import Change, change, place, request_stop
-from pwm.controlplane.core.reconcile import Gap, reconcile
+from pwm.controlplane.core.reconcile import Gap, Vacancy, reconcile
 from pwm.controlplane.core.scheduling.cluster import Cluster
 from pwm.controlplane.core.scheduling.plan import plan
 from pwm.controlplane.core.scheduling.queue import Waiting
@@ -49,6 +50,8 @@ class WorkloadController:
         self._marked: dict[str, None] = {}
         self._waiting: dict[str, list[Waiting]] = {}
         self._wakes: list[tuple[int, str]] = []
+        # Workload -> (replica, attempt) -> since when this leader has seen that it backs off.
+        self._backing_off: dict[str, dict[tuple[int, int], float]] = {}
         self._next_full_pass_s = 0.0
 
     async def run(self) -> None:
@@ -114,13 +117,32 @@ class WorkloadController:
     def _note(self, uid: str, workload: Workload | None, gap: Gap, now_ms: int) -> None:
         if gap.wake_at_ms:
             heapq.heappush(self._wakes, (gap.wake_at_ms, uid))
-        ready = [v for v in gap.vacancies if v.not_before_ms <= now_ms]
+        ready = self._ready(uid, gap.vacancies, now_ms)
         if workload is not None and ready:
             self._waiting[uid] = [
                 Waiting(workload, v.replica, v.attempt, since_ms=v.since_ms, failures=v.failures) for v in ready
             ]
         else:
             self._waiting.pop(uid, None)
+
+    def _ready(self, uid: str, vacancies: Sequence[Vacancy], now_ms: int) -> list[Vacancy]:
+        """Those whose back-off is over. It began when another machine's clock said so, which may be days ahead of
+        this one's: so it is over, too, once this leader itself has seen the vacancy for as long.
+        """
+        now_s, before = self._clock.monotonic_s(), self._backing_off.pop(uid, {})
+        ready, seen = [], {}
+        for vacancy in vacancies:
+            attempt = vacancy.replica, vacancy.attempt
+            since_s = before.get(attempt, now_s)
+            left_ms = vacancy.delay_ms - int((now_s - since_s) * 1000)
+            if vacancy.not_before_ms <= now_ms or left_ms <= 0:
+                ready.append(vacancy)
+            else:
+                seen[attempt] = since_s
+                heapq.heappush(self._wakes, (now_ms + left_ms, uid))
+        if seen:
+            self._backing_off[uid] = seen
+        return ready
 
     async def _place(self, now_ms: int) -> None:
         waiting = [w for replicas in self._waiting.values() for w in replicas]

@@ -47,6 +47,8 @@ class Vacancy:
     not_before_ms: int
     # Since when it waits, for the order of the queue.
     since_ms: int
+    # The back-off itself: whoever sees the vacancy has to wait no longer than this, whatever clocks say.
+    delay_ms: int = 0
     # Attempts in a row that have failed so far.
     failures: int = 0
 
@@ -146,7 +148,9 @@ def _vacancy(
         return None
     failures = failures_in_a_row(run[-1])
     delay = retry_delay_ms(failures) if failures else RETRY_FIRST_DELAY_MS
-    return Vacancy(replica, attempt, not_before_ms=ended_ms + delay, since_ms=ended_ms, failures=failures)
+    return Vacancy(
+        replica, attempt, not_before_ms=ended_ms + delay, since_ms=ended_ms, delay_ms=delay, failures=failures
+    )
 
 
 def lost_its_node(container: Container) -> bool:
