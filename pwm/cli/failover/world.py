@@ -21,6 +21,9 @@ STATUS_S = 6.0
 # An agent is asked for each workload; some answer slowly.
 INSPECT_S = 15.0
 HISTORY_S, HISTORY_EVENTS = 30.0, 100_000
+# For a replica to see what another one wrote: milliseconds. What is not there by then is lost.
+SEEN_LIMIT_S = 5.0
+POLL_S = 0.05
 # What is on its way at any moment of a busy cluster; the server draws the same line.
 CAUGHT_UP_REVISIONS = 50
 ENDED = ("EXITED", "FAILED", "DELETED")
@@ -110,14 +113,22 @@ class World:
     def standing(self) -> Standing:
         return standing(self.ask("GET", "/v1/admin/status"))
 
-    def history(self, name: str) -> list[dict[str, Any]]:
-        """Every event of a workload and its containers that the log holds."""
-        limit = time.monotonic() + 2 * HISTORY_S
+    def history(self, name: str, *, upto: int) -> list[dict[str, Any]]:
+        """Every event of a workload and its containers that the log holds, of `upto` and before at least.
+
+        The replica that is asked may not have seen the last of it yet: it is asked again for a while.
+        """
         path = f"/v1/events?kind=Workload&name={quote(name)}&limit={HISTORY_EVENTS}"
-        messages = self._line.insist(
-            lambda: self._line.list(path, answer_s=HISTORY_S), until=lambda: time.monotonic() > limit
-        )
-        return [message.get("event") or {} for message in messages]
+        limit = time.monotonic() + 2 * HISTORY_S
+        seen_limit = time.monotonic() + SEEN_LIMIT_S
+        while True:
+            messages = self._line.insist(
+                lambda: self._line.list(path, answer_s=HISTORY_S), until=lambda: time.monotonic() > limit
+            )
+            events = [message["event"] for message in messages if "event" in message]
+            if time.monotonic() > seen_limit or any(int(event["revision"]) >= upto for event in events):
+                return events
+            time.sleep(POLL_S)
 
     def containers(self) -> dict[str, Container]:
         """All containers, by uid."""

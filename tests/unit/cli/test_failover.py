@@ -10,9 +10,9 @@ from pwm.cli.failover.ledger import Ack, Pages
 from pwm.cli.failover.line import Line
 from pwm.cli.failover.rounds import Plan, Round
 from pwm.cli.failover.watch import Watcher
-from pwm.cli.failover.world import Container, standing
+from pwm.cli.failover.world import Container, World, standing
 from pwm.cli.profiles import Profile
-from tests.unit.cli.conftest import FakeServer, Pwm
+from tests.unit.cli.conftest import FakeServer, Pwm, Stream
 
 PLAN = Plan("zone/default", "KILL", 5.0)
 
@@ -328,3 +328,26 @@ def test_a_line_moves_on_with_the_same_key_and_begins_where_it_is_told(
     assert (line.server, line.moves) == (other_server.url, 1)
     keys = [request.headers["idempotency-key"] for fake in (server, other_server) for request in fake.of("POST", "/x")]
     assert keys == ["k", "k"]
+
+
+def test_a_history_is_read_until_it_reaches_what_was_acknowledged(server: FakeServer) -> None:
+    short, whole = [Stream([{"event": event} for event in history(*revisions)]) for revisions in ((5,), (5, 7))]
+    server.on("GET", "/v1/events", short, short, whole)
+    world = World(Profile("p", servers=[server.url], token="t"))
+    try:
+        events = world.history("ledger-1", upto=7)
+    finally:
+        world.close()
+    assert evidence.lost([(pages(5, 7), events)]).good
+    assert len(server.requests) == 3
+
+
+def test_a_history_that_never_reaches_it_is_taken_as_it_is(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pwm.cli.failover.world.SEEN_LIMIT_S", 0)
+    server.on("GET", "/v1/events", Stream([{"event": event} for event in history(5)]))
+    world = World(Profile("p", servers=[server.url], token="t"))
+    try:
+        events = world.history("ledger-1", upto=7)
+    finally:
+        world.close()
+    assert evidence.lost([(pages(5, 7), events)]).count == 1
