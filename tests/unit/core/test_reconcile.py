@@ -170,3 +170,76 @@ def test_only_the_latest_attempts_are_kept() -> None:
     gap = reconcile(workload(restart_policy=NEVER), attempts, now_ms=T0)
     assert [c.spec.attempt for c in gap.removals] == [1, 2, 3]
     assert len(attempts) - len(gap.removals) == KEPT_ATTEMPTS
+
+
+# ---- lost nodes
+
+LOST = ContainerStatus.LOST
+OUT_OF_REACH = (Reason.SELF_FENCED, Reason.NODE_UNREACHABLE, Reason.NODE_CONFIRMED_DEAD)
+
+
+@pytest.mark.parametrize("policy", [NEVER, ON_FAILURE, ALWAYS])
+def test_a_lost_container_has_a_successor_at_once_whatever_the_restart_policy(policy: int) -> None:
+    lost = container(attempt=3, phase=LOST, failures_before=2)
+    gap = reconcile(workload(restart_policy=policy), [lost], now_ms=T0)
+    (vacancy,) = gap.vacancies
+    assert (vacancy.attempt, vacancy.not_before_ms) == (4, 0)
+    assert vacancy.failures == 2, "losing a node is not the workload's failure, and does not make up for others"
+    assert (gap.stops, gap.removals) == ([], [])
+
+
+def test_there_is_one_successor_only() -> None:
+    gap = reconcile(workload(), [container(phase=LOST), container(attempt=2)], now_ms=T0)
+    assert (gap.vacancies, gap.stops) == ([], [])
+    gap = reconcile(workload(), [container(phase=LOST), container(attempt=2, phase=LOST)], now_ms=T0)
+    assert [v.attempt for v in gap.vacancies] == [3]
+
+
+@pytest.mark.parametrize("code", OUT_OF_REACH)
+@pytest.mark.parametrize("phase", [EXITED, FAILED])
+def test_one_that_ended_because_its_node_was_out_of_reach_has_a_successor_too(phase: int, code: int) -> None:
+    ended = container(phase=phase, exit_code=137)
+    ended.status.reason.code = code
+    (vacancy,) = reconcile(workload(), [ended], now_ms=T0).vacancies
+    assert (vacancy.attempt, vacancy.not_before_ms, vacancy.failures) == (2, 0, 0)
+
+
+@pytest.mark.parametrize(("was_lost", "attempts"), [(True, [2]), (False, [])])
+def test_one_that_vanished_has_a_successor_if_it_was_lost_before(was_lost: bool, attempts: list[int]) -> None:
+    gone = container(phase=FAILED)
+    gone.status.reason.code = Reason.CONTAINER_DISAPPEARED
+    if was_lost:
+        gone.status.lost_at.FromMilliseconds(T0)
+    assert [v.attempt for v in reconcile(workload(), [gone], now_ms=T0).vacancies] == attempts
+
+
+def test_one_that_ended_by_itself_while_it_was_lost_has_ended() -> None:
+    done = container(phase=EXITED, exit_code=0)
+    done.status.lost_at.FromMilliseconds(T0)
+    done.status.reason.code = Reason.COMPLETED
+    assert reconcile(workload(), [done], now_ms=T0).vacancies == []
+
+
+def test_one_that_had_reached_its_time_limit_when_it_was_lost_is_not_started_again() -> None:
+    lost = container(phase=LOST, stop=Reason.TIME_LIMIT)
+    assert reconcile(workload(restart_policy=ALWAYS), [lost], now_ms=T0).vacancies == []
+
+
+def test_a_workload_can_be_deleted_while_a_container_is_lost_which_stays_until_it_has_ended() -> None:
+    deleting = workload(count=2, desired=WorkloadStatus.DELETE)
+    gap = reconcile(deleting, [container(0, phase=LOST), container(1, phase=EXITED, exit_code=0)], now_ms=T0)
+    assert gap.workload_gone
+    assert [c.metadata.name for c in gap.removals] == ["train.1.1"]
+    assert reconcile(None, [container(phase=LOST)], now_ms=T0).removals == []
+    assert len(reconcile(None, [container(phase=EXITED, exit_code=137)], now_ms=T0).removals) == 1
+
+
+def test_a_lost_container_is_never_forgotten_however_many_attempts_follow() -> None:
+    later = [container(attempt=n, phase=EXITED, exit_code=1) for n in range(2, 9)]
+    gap = reconcile(workload(), [container(attempt=1, phase=LOST), *later], now_ms=T0)
+    assert [c.spec.attempt for c in gap.removals] == [2, 3, 4, 5]
+
+
+def test_a_new_version_does_not_wait_for_what_is_lost() -> None:
+    gap = reconcile(workload(first_attempt=2), [container(attempt=1, phase=LOST)], now_ms=T0)
+    assert ([v.attempt for v in gap.vacancies], gap.stops) == ([2], [])
