@@ -6,7 +6,7 @@ PY   := $(VENV)/bin/python
 args ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup proto demo up test lint format bench clean
+.PHONY: help setup proto demo up test faults lint format bench clean
 
 help:  ## Show what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -28,6 +28,10 @@ up:  ## A whole PWM on this machine that stays until Ctrl-C
 
 test:  ## All checks and every test that can run here (args="..." goes to pytest)
 	@scripts/test.sh $(args)
+
+faults:  ## Break a real cluster on make-believe hosts, as root, for an hour (args="--scale 0.1" for less)
+	@scripts/setup.sh --dev
+	@$(PY) -m tests.faults --save bench/results/faults.json $(args)
 
 lint:  ## Format, style, types, import rules, proto
 	@scripts/setup.sh --dev --no-system

@@ -67,6 +67,16 @@ if [ -n "$system" ]; then
     fi
 fi
 
+# What tests break things with. Without it they are skipped by name.
+if [ -n "$dev" ] && [ -n "$system" ] && [ "$(id -u)" = 0 ]; then
+    tools=""
+    has ip || tools="$tools iproute2"
+    has strace || tools="$tools strace"
+    has faketime || tools="$tools faketime"
+    # shellcheck disable=SC2086  # a list of package names
+    [ -z "$tools" ] || install $tools || say "not installed:$tools"
+fi
+
 # -- .venv ---------------------------------------------------------------------------------------
 
 find_python() {

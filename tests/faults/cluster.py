@@ -29,6 +29,8 @@ START_LIMIT_S = 60.0
 NODE_GRACE_S, LOST_AFTER_S = 5.0, 15.0
 QUOTA_BYTES = 256 << 20
 POLL_S = 0.02
+# Debian's package faketime; without it clocks are left alone.
+FAKE_CLOCK = next(iter(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), None)
 # Not by any proxy that the environment may name.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -100,12 +102,11 @@ class FaultCluster:
 
     def _fake_clock(self, host: Host) -> dict[str, str]:
         """A wall clock that `set_clock` can move; the monotonic one is left alone."""
-        library = next(iter(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), None)
-        if library is None:
+        if FAKE_CLOCK is None:
             return {}
         self.set_clock(host, 0)
         return {
-            "LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(self._clock_file(host)),
+            "LD_PRELOAD": str(FAKE_CLOCK), "FAKETIME_TIMESTAMP_FILE": str(self._clock_file(host)),
             "FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_DONT_RESET": "1",
         }  # fmt: skip
 

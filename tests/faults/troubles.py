@@ -16,7 +16,7 @@ import docker
 from pwm.api.v1.node_pb2 import NodeStatus
 from pwm.api.v1.workload_pb2 import ContainerStatus
 from pwm.controlplane.store.etcd import EtcdKV
-from tests.faults.cluster import until
+from tests.faults.cluster import FAKE_CLOCK, until
 from tests.faults.judge import Seen
 from tests.faults.network import Host
 from tests.faults.scenarios import LIMIT_S, Figures, Scene, writes_go_on
@@ -343,4 +343,6 @@ def why_not(name: str) -> str | None:
     """Why a scenario cannot run on this machine; None when it can."""
     if name in ("slow_fsync", "fsync_fails") and shutil.which("strace") is None:
         return "strace is not installed"
+    if name == "clock_jumps" and FAKE_CLOCK is None:
+        return "faketime is not installed"
     return None
