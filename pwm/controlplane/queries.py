@@ -28,6 +28,8 @@ RESOURCE_FIELDS = {
     for field in Resource.DESCRIPTOR.oneofs_by_name["resource"].fields
     if field.message_type
 }
+# A status says nothing that changes by itself faster than this.
+MOMENT_MS = 500
 OBSERVED_KINDS = frozenset({"GPU", "CPU", "Bind", "Event"})
 
 
@@ -40,17 +42,29 @@ class Queries:
         self._contact = contact
         self._workloads: dict[str, tuple[tuple[object, ...], Workload]] = {}
         self._nodes: dict[str, tuple[tuple[object, ...], Node]] = {}
+        self._lately: dict[str, tuple[Workload, tuple[int, int, int], Workload]] = {}
         view.observe(self._forget)
 
     def _forget(self, change: ViewChange) -> None:
         if change.after is None:
             (self._workloads if change.kind == "Workload" else self._nodes).pop(change.uid, None)
+            self._lately.pop(change.uid, None)
 
     # ---- one resource
 
     def workload(self, workload: Workload) -> Workload:
         """`workload` with its computed status."""
         uid = workload.metadata.uid
+        # Thousands who watch the same workload ask at the same moment.
+        moment = (self._view.revision, self._cluster.revision, self._clock.now_ms() // MOMENT_MS)
+        lately = self._lately.get(uid)
+        if lately is not None and lately[0] is workload and lately[1] == moment:
+            return lately[2]
+        shown = self._workload(uid, workload)
+        self._lately[uid] = (workload, moment, shown)
+        return shown
+
+    def _workload(self, uid: str, workload: Workload) -> Workload:
         containers = self._view.containers_of(uid)
         unreachable = [c.spec.node for c in containers if self._is_unreachable(c)]
         waiting = self._waiting_reason(workload, containers)
