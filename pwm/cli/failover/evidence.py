@@ -107,7 +107,7 @@ def stale(rounds: Sequence[Pages], *, servers: int) -> Finding:
     return Finding(
         "stale reads",
         len(found),
-        f"{reads:,} reads from {servers} server{'s' if servers > 1 else ''} "
+        f"{reads:,} reads from {servers} server{'s' if servers > 1 else ''}"
         + ("" if found else ", each with the write before it"),
         found,
         empty=not reads,
@@ -180,7 +180,7 @@ def touched(before: Mapping[str, Container], after: Mapping[str, Container]) -> 
         elif then.by_driver:
             by_driver += 1
     same = len(ran) - ended - len(found)
-    rests_on = f"{same:,} are the processes they were" if ran else "no container ran"
+    rests_on = f"{same:,} of {len(ran) - ended:,} are the processes they were" if ran else "no container ran"
     if by_driver:
         rests_on += f", {by_driver:,} by their drivers' word"
     if ended:

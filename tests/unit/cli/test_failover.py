@@ -121,7 +121,7 @@ def test_a_watcher_that_gave_up_is_told_with_the_reason() -> None:
 
 def test_a_container_that_runs_on_was_not_touched() -> None:
     finding = evidence.touched({"c1": container()}, {"c1": container()})
-    assert (finding.count, finding.rests_on) == (0, "1 are the processes they were, 1 by their drivers' word")
+    assert (finding.count, finding.rests_on) == (0, "1 of 1 are the processes they were, 1 by their drivers' word")
 
 
 @pytest.mark.parametrize(
