@@ -1,7 +1,7 @@
 """A replica that agents cannot reach notices it by where they turn up."""
 
 from pwm.controlplane.clock import Clock
-from pwm.controlplane.hearing import DEAF_AFTER_S, Hearing
+from pwm.controlplane.hearing import AWAY_S, DEAF_AFTER_S, DEAF_FOR_S, Hearing
 
 
 class Scene(Clock):
@@ -17,9 +17,10 @@ class Scene(Clock):
         return self.time_s
 
     def deaf_after(self, seconds: float) -> bool:
-        """Asked now, and again once the time has passed."""
-        self.hearing.deaf()
-        self.time_s += seconds
+        """Asked every second until the time has passed."""
+        for _ in range(int(seconds)):
+            self.hearing.deaf()
+            self.time_s += 1.0
         return self.hearing.deaf()
 
 
@@ -50,3 +51,22 @@ def test_one_that_never_had_agents_or_had_a_single_one_is_not_deaf() -> None:
     scene.hearing.deaf()
     scene.here = set()
     assert not scene.deaf_after(10 * DEAF_AFTER_S)
+
+
+def test_what_is_not_confirmed_again_is_forgotten_after_a_while() -> None:
+    scene = Scene()
+    scene.here = {"n1", "n2"}
+    scene.hearing.deaf()
+    scene.here, scene.elsewhere = set(), {"n1": "r2"}
+    assert scene.deaf_after(DEAF_AFTER_S + DEAF_FOR_S)
+    assert not scene.deaf_after(2)
+
+
+def test_one_that_was_frozen_knows_why_its_agents_left() -> None:
+    scene = Scene()
+    scene.here = {"n1", "n2"}
+    scene.hearing.deaf()
+    scene.here, scene.elsewhere = set(), {"n1": "r2", "n2": "r3"}
+    scene.time_s += AWAY_S + 1
+    assert not scene.hearing.deaf()
+    assert not scene.deaf_after(2 * DEAF_AFTER_S)
