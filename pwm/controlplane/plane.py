@@ -274,6 +274,7 @@ class ControlPlane:
                 authorizer=self.authorizer,
                 clock=clock,
                 stale_since_ms=self.stale_since_ms,
+                store_revision=self.store.revision,
             ),
             "WorkloadService": self._workload_service(),
             "UsageService": UsageService(

@@ -106,6 +106,12 @@ class EventService:
 
     async def _since(self, after: int, upto: int) -> AsyncGenerator[Event, None]:
         """Every event after one revision, up to another. Raises ApiError OUT_OF_RANGE when some are not kept."""
+        if after > upto and await self._never_was(after):
+            raise ApiError(
+                grpc.StatusCode.OUT_OF_RANGE,
+                f"there is no revision {after}: the log was restored from an older snapshot",
+                next_step=f"events after revision {self._view.recent_after} can be followed",
+            )
         if after >= self._view.recent_after:
             for event in list(self._view.recent_events):
                 if after < event.revision <= upto:
@@ -132,6 +138,12 @@ class EventService:
             ) from error
         except store_errors.StoreError as error:
             raise unavailable(f"the events cannot be read now: {error}") from error
+
+    async def _never_was(self, revision: int) -> bool:
+        try:
+            return await self._store.revision() < revision
+        except store_errors.StoreError:
+            return False
 
     # ---- which of them
 

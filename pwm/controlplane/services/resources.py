@@ -1,6 +1,6 @@
 """Apply, get, list, watch and delete, for every kind."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -25,6 +25,7 @@ from pwm.controlplane.services.applying import Applier
 from pwm.controlplane.services.pulse import Pulse
 from pwm.controlplane.services.tables import render
 from pwm.controlplane.services.watched import TEXT_FORMATS, Filter, Watched, in_order
+from pwm.controlplane.store import errors as store_errors
 from pwm.controlplane.store.commits import ReceiptWrite
 from pwm.controlplane.store.errors import AlreadyAnswered
 from pwm.controlplane.view import Resync, View
@@ -44,7 +45,10 @@ class ResourceService:
         authorizer: Authorizer,
         clock: Clock,
         stale_since_ms: Callable[[], int],
+        store_revision: Callable[[], Awaitable[int]],
     ) -> None:
+        """`store_revision` asks the store how far it is; it may raise StoreError."""
+        self._store_revision = store_revision
         self._view = view
         self._queries = queries
         self._commands = commands
@@ -232,10 +236,19 @@ class ResourceService:
         since = self._stale_since_ms()
         return timestamp(since) if since else None
 
+    async def _never_was(self, revision: int) -> bool:
+        """Whether a client knows this revision from before the store was restored."""
+        try:
+            return self._view.synced and await self._store_revision() < revision
+        except store_errors.StoreError:
+            return False
+
     async def _reach(self, revision: int) -> None:
         try:
             await self._view.wait_for(revision, timeout_s=MIN_REVISION_TIMEOUT_S)
         except TimeoutError as error:
+            if await self._never_was(revision):
+                return
             raise ApiError(
                 grpc.StatusCode.UNAVAILABLE,
                 f"this replica has not seen revision {revision} yet",

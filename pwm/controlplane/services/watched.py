@@ -62,7 +62,7 @@ class Watched:
 
     def since(self, revision: int) -> list[api.WatchResponse]:
         """What has changed since then; everything, if that is not known here."""
-        if revision < self._view.recent_after:
+        if not self._view.recent_after <= revision <= self._view.revision:
             return self.everything()
         self._sent = self._visible()
         answers = []

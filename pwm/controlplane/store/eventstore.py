@@ -145,6 +145,10 @@ class EventStore:
         page = await self._kv.range(start, prefix_end(start), keys_only=True, min_mod_revision=after_revision + 1)
         return max([after_revision, *(kv.mod_revision for kv in page.kvs)])
 
+    async def revision(self) -> int:
+        """The store's own revision now: none above it was ever given out. Raises Unavailable."""
+        return (await self._kv.range(self.keys.retention_mark, keys_only=True)).revision
+
     async def first_versions(self, *, revision: int = 0) -> dict[StreamId, int]:
         """The first version still kept of every stream of which events have been dropped."""
         trimmed: dict[StreamId, int] = {}

@@ -99,7 +99,7 @@ class Lineage:
         self._proved_at = -1
         # Whether the flag was in the store when it was last looked at.
         self._flagged = False
-        self._checking = asyncio.Lock()
+        self._under_way: asyncio.Future[None] | None = None
         self._turns = 0
         self._settled = asyncio.Event()
 
@@ -110,9 +110,28 @@ class Lineage:
     # ---- what it is for
 
     async def check(self) -> None:
-        """Asks the store whether it is still the same one. What it finds is `doubt`. Raises Unavailable."""
-        async with self._checking:
+        """Asks the store whether it is still the same one. What it finds is `doubt`. Raises Unavailable.
+
+        Who comes while it is being asked waits for that answer.
+        """
+        if self._under_way is not None:
+            await asyncio.shield(self._under_way)
+            return
+        answer = self._under_way = asyncio.get_running_loop().create_future()
+        # Whoever waits for it gets it; if nobody does, it has still been dealt with.
+        answer.add_done_callback(lambda done: done.exception())
+        try:
             await self._check()
+        except errors.StoreError as error:
+            answer.set_exception(error)
+            raise
+        except BaseException:
+            answer.set_exception(errors.Unavailable("whoever asked the store has given up"))
+            raise
+        else:
+            answer.set_result(None)
+        finally:
+            self._under_way = None
 
     async def settled(self) -> None:
         """Until there is no doubt."""
@@ -146,42 +165,41 @@ class Lineage:
 
     async def witness(self, *, node: str, position: Position) -> None:
         """The node's agent was told of this position in the log. If the store does not have it, there is doubt."""
-        async with self._checking:
-            if self._kv.interruptions != self._proved_at or position.position > self.epoch(self._seen):
-                await self._check()
-            incarnation, revision = divmod(position.position, 1 << INCARNATION_SHIFT)
-            if self.doubt is not None or incarnation < self.incarnation:
-                return
-            said = f"the agent of node {node} was told of revision {revision}"
-            if position.position > self.epoch(self._seen):
-                await self._stop(f"{said}, but etcd is only at {self._seen}", seen=revision)
-            elif position.event and self._now_ms() - position.time.ToMilliseconds() < ANCHOR_GOOD_FOR_S * 1000:
-                page = await self._kv.range(position.event, keys_only=True)
-                if not page.kvs or page.kvs[0].mod_revision != position.event_revision:
-                    why = f"{said}, but the event of revision {position.event_revision} is not in etcd any more"
-                    await self._stop(why, seen=revision)
+        if self._kv.interruptions != self._proved_at or position.position > self.epoch(self._seen):
+            await self.check()
+        incarnation, revision = divmod(position.position, 1 << INCARNATION_SHIFT)
+        if self.doubt is not None or incarnation < self.incarnation:
+            return
+        said = f"the agent of node {node} was told of revision {revision}"
+        if position.position > self.epoch(self._seen):
+            await self._stop(f"{said}, but etcd is only at {self._seen}", seen=revision)
+        elif position.event and self._now_ms() - position.time.ToMilliseconds() < ANCHOR_GOOD_FOR_S * 1000:
+            page = await self._kv.range(position.event, keys_only=True)
+            if not page.kvs or page.kvs[0].mod_revision != position.event_revision:
+                why = f"{said}, but the event of revision {position.event_revision} is not in etcd any more"
+                await self._stop(why, seen=revision)
 
     async def accept(self) -> int:
         """What is there now is the truth from here on. Returns the new incarnation. Raises NotInDoubt."""
-        async with self._checking:
-            _, found = await self._look()
-            if found.doubt is None:
-                raise errors.NotInDoubt("there is nothing to decide: etcd has not gone back")
-            incarnation = max(self.incarnation, found.incarnation) + 1
-            keys = self._keys
-            result = await self._kv.txn(
-                [Compare(keys.doubt, Target.MOD, found.doubt.mod_revision)],
-                [
-                    Delete(keys.doubt),
-                    Put(keys.incarnation, b"%d" % incarnation),
-                    Put(keys.uid, (self.uid or found.uid or self._new_id()).encode()),
-                ],
-            )
-            if not result.succeeded:
-                raise errors.Unavailable("somebody else decided at the same moment")
-            log.warning("the restored store was accepted", incarnation=incarnation, revision=result.revision)
-            await self._check()
-            return incarnation
+        _, found = await self._look()
+        if found.doubt is None:
+            raise errors.NotInDoubt("there is nothing to decide: etcd has not gone back")
+        incarnation = max(self.incarnation, found.incarnation) + 1
+        keys = self._keys
+        result = await self._kv.txn(
+            [Compare(keys.doubt, Target.MOD, found.doubt.mod_revision)],
+            [
+                Delete(keys.doubt),
+                Put(keys.incarnation, b"%d" % incarnation),
+                Put(keys.uid, (self.uid or found.uid or self._new_id()).encode()),
+            ],
+        )
+        if not result.succeeded:
+            raise errors.Unavailable("somebody else decided at the same moment")
+        log.warning("the restored store was accepted", incarnation=incarnation, revision=result.revision)
+        while self.incarnation < incarnation:
+            await self.check()
+        return incarnation
 
     # ---- looking
 
@@ -296,10 +314,8 @@ class Lineage:
 
     async def _prove(self) -> None:
         """Before anything is written or believed. Raises StoreInDoubt, Unavailable."""
-        if self.doubt is None and self._kv.interruptions != self._proved_at:
-            async with self._checking:
-                if self._kv.interruptions != self._proved_at:
-                    await self._check()
+        while self.doubt is None and self._kv.interruptions != self._proved_at:
+            await self.check()
         self._refuse()
 
     async def _judge(self, revision: int, cluster: int, floor: int) -> None:
@@ -368,7 +384,11 @@ class Lineage:
         *,
         timeout_s: float | None = None,
     ) -> TxnResult:
-        await self._prove()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._prove()
+        except TimeoutError as error:
+            raise errors.Unavailable("the store did not answer in time") from error
         floor, doubt = self._seen, self._keys.doubt
         try:
             result = await self._kv.txn(

@@ -77,6 +77,7 @@ async def server(plane: Plane) -> AsyncIterator[Server]:
         authorizer=authorizer,
         clock=clock,
         stale_since_ms=lambda: 0,
+        store_revision=plane.store.revision,
     )
 
     async def authenticate(token: str | None, peer: str) -> Principal:

@@ -49,6 +49,7 @@ class Replica:
             commands=plane.commands,
             applier=unused,
             stale_since_ms=self._stale_since_ms,
+            store_revision=plane.store.revision,
         )
 
     def _stale_since_ms(self) -> int:

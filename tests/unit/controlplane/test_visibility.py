@@ -48,6 +48,7 @@ def resources(plane: Plane) -> ResourceService:
         authorizer=Authorizer(plane.view),
         clock=clock,
         stale_since_ms=lambda: 0,
+        store_revision=plane.store.revision,
     )
 
 
