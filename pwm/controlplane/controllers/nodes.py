@@ -2,14 +2,16 @@
 
 Liveness is not in the log: replicas announce the sessions they hold by leased keys. This loop compares
 what they announce with each node's phase (`core.nodes`) and appends an event only when the phase or its reason
-changes. That a node is lost is appended on condition that nobody has heard of it in that very moment. Then
+changes. That a node is silent or lost is appended on condition that nobody has heard of it in that very moment. Then
 its containers are given up, in commits of their own: as often as needed, for it can be seen from the log what
 is still to be done.
 """
 
+import asyncio
+
 import structlog
 
-from pwm.api.v1.common_pb2 import Actor
+from pwm.api.v1.common_pb2 import Actor, Reason
 from pwm.api.v1.events_pb2 import ContainerReported
 from pwm.api.v1.node_pb2 import Node, NodeStatus
 from pwm.api.v1.workload_pb2 import Container, ContainerStatus, Workload
@@ -82,14 +84,19 @@ class NodeController:
         for verdict in verdicts(sights, self._times, calm_ms=calm_ms):
             node, phase, reason = verdict
             payloads = change_node_phase(node, phase, reason)
-            if payloads and phase == NodeStatus.LOST:
-                await self._lose(verdict)
+            if payloads and reason.code == Reason.NODE_UNREACHABLE:
+                silent.append(verdict)
             elif payloads:
                 changes.append(change(node, *payloads))
         if changes:
             await self._commands.run_in_parts(changes, actor=ACTOR, guards=(self._fence,))
+        # Together, so that they share transactions: a network that fails takes many nodes at once.
+        outcomes = await asyncio.gather(*map(self._call_silent, silent), return_exceptions=True)
+        if failed := [outcome for outcome in outcomes if outcome is not None]:
+            raise failed[0]
 
-    async def _lose(self, verdict: Verdict) -> None:
+    async def _call_silent(self, verdict: Verdict) -> None:
+        """Not ready, or lost. What this replica has seen of the node may be old: another may have heard of it."""
         node, phase, reason = verdict
         name, uid = node.metadata.name, node.metadata.uid
 
@@ -101,7 +108,8 @@ class NodeController:
             await self._commands.run(decide, actor=ACTOR, guards=(self._fence, self._presence.still_silent(name)))
         except store_errors.GuardFailed:
             log.info("a node was heard of in time", node=name)
-        else:
+            return
+        if phase == NodeStatus.LOST:
             log.warning("a node is lost", node=name, why=reason.message)
 
     async def _give_up(self, lost: list[Node]) -> None:
