@@ -77,6 +77,7 @@ class NodeController:
 
     async def _judge(self, nodes: list[Node]) -> None:
         changes: list[Change] = []
+        silent: list[Verdict] = []
         sights = [(node, self._presence.contact(node.metadata.name)) for node in nodes]
         if brake_is_on(sights):
             self._braked_s = self._clock.monotonic_s()
