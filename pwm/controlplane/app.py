@@ -104,8 +104,9 @@ async def _serve(config: ControllerConfig, plane: ControlPlane, kv: EtcdKV) -> N
         await asyncio.Event().wait()
     finally:
         plane.peer_door.leave()
-        await gateway.stop(STOP_GRACE_S)
-        await server.stop(STOP_GRACE_S)
+        # Agents go to another replica at once, and with them shells and logs, whose clients are sent away now.
+        plane.dispatcher.restart_sessions()
+        await asyncio.gather(server.stop(STOP_GRACE_S), gateway.stop(STOP_GRACE_S))
 
 
 def _metrics(plane: ControlPlane) -> CollectorRegistry:

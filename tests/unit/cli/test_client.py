@@ -60,6 +60,30 @@ def test_when_all_answer_503_the_servers_own_sentence_is_shown_and_the_code_is_6
     assert (result.code, result.err) == (6, "error: etcd has no quorum\n")
 
 
+UNSURE = (503, {"code": 14, "message": "may or may not", "details": [{"@type": "pwm.v1.Problem", "code": 2}]})
+
+
+def test_a_write_of_which_the_server_does_not_know_whether_it_was_saved_is_repeated_with_the_same_key(
+    server: FakeServer,
+) -> None:
+    server.on("POST", "/v1/workloads/a/stop", UNSURE, {"changed": True, "revision": "7"})
+    client = _client(server.url)
+    assert client.call("POST", "/v1/workloads/a/stop", body={})["changed"]
+    assert len({request.headers["idempotency-key"] for request in server.requests}) == 1
+    client.close()
+
+
+def test_what_may_have_been_saved_is_told_as_such_although_others_say_no(
+    server: FakeServer, other_server: FakeServer
+) -> None:
+    server.on("POST", "/v1/workloads/a/stop", UNSURE, *[(503, {"code": 14, "message": "not saved"})] * 9)
+    other_server.on("POST", "/v1/workloads/a/stop", *[(503, {"code": 14, "message": "not saved"})] * 9)
+    client = _client(server.url, other_server.url)
+    with pytest.raises(ServerError, match="may or may not"):
+        client.call("POST", "/v1/workloads/a/stop", body={})
+    client.close()
+
+
 def test_no_server_at_all_names_them_and_what_to_do_with_code_6(pwm: Pwm, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = _unused_url(), _unused_url()
     monkeypatch.setenv("PWM_SERVER", f"{first},{second}")
@@ -330,10 +354,24 @@ def test_a_stream_whose_server_says_nothing_any_more_is_cut_soon(
     server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client_module, "BEATLESS_S", 0.2)
-    server.headers = {"Pwm-Beat": "4"}
+    server.headers = {"Pwm-Beat": "3"}
     server.on("GET", "/v1/events", Stream([{"text": "a"}], hangs=True))
     messages = _client(server.url).stream("/v1/events", timeout_s=None)
     assert next(messages) == {"text": "a"}
-    assert server.requests[0].headers["pwm-beat"] == "4"
+    assert server.requests[0].headers["pwm-beat"] == "3"
     with pytest.raises(Broken):
         next(messages)
+
+
+def test_a_stream_may_be_quiet_for_longer_than_an_answer(
+    server: FakeServer, other_server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "DOUBT_AFTER_S", 0.05)
+
+    def quiet(request: object) -> Stream:
+        threading.Timer(0.5, server.stopping.set).start()
+        return Stream([{"text": "a"}], hangs=True)
+
+    server.on("GET", "/v1/events", quiet)
+    assert list(_client(server.url, other_server.url).stream("/v1/events")) == [{"text": "a"}]
+    assert not server.of("GET", "/healthz")
