@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 # gRPC status codes, by number, as the gateway writes them.
+UNKNOWN = 2
 INVALID_ARGUMENT, DEADLINE_EXCEEDED, NOT_FOUND, ALREADY_EXISTS, PERMISSION_DENIED = 3, 4, 5, 6, 7
 RESOURCE_EXHAUSTED, FAILED_PRECONDITION, ABORTED, OUT_OF_RANGE, UNIMPLEMENTED = 8, 9, 10, 11, 12
 UNAVAILABLE, UNAUTHENTICATED = 14, 16
@@ -82,6 +83,11 @@ class ServerError(CliError):
         super().__init__(message, next_step=next_step, exit_code=exit_of_status(status))
         self.status = status
         self.problems = problems or []
+
+    @property
+    def unsure(self) -> bool:
+        """Whether the request may have been done all the same: only the very same request once more tells."""
+        return any(problem.get("code") == UNKNOWN for problem in self.problems)
 
 
 def exit_of_status(status: int) -> int:

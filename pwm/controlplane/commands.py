@@ -11,14 +11,17 @@ share one name space per group, so that a name says what it is.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import grpc
 import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pwm.api.v1 import events_pb2 as ev
+from pwm.api.v1.access_pb2 import since
 from pwm.api.v1.common_pb2 import Actor
+from pwm.api.v1.services_pb2 import Problem
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.core.decide import Change, Payload
 from pwm.controlplane.core.evolve import evolve
@@ -27,6 +30,7 @@ from pwm.controlplane.store import errors as store_errors
 from pwm.controlplane.store.commits import Commit, Guard, ReceiptWrite, StreamId, StreamWrite
 from pwm.controlplane.store.eventstore import EventStore
 from pwm.controlplane.view import View
+from pwm.version import VERSION, numbers
 
 log = structlog.get_logger(__name__)
 
@@ -46,6 +50,13 @@ _PAYLOAD_FIELDS = {
     field.message_type.name: field.name
     for field in ev.Event.DESCRIPTOR.oneofs_by_name["payload"].fields
     if field.message_type
+}
+
+# Payloads that an older version would not heed, and the first that does.
+_SINCE = {
+    field.message_type.name: field.GetOptions().Extensions[since]
+    for field in ev.Event.DESCRIPTOR.oneofs_by_name["payload"].fields
+    if field.message_type and field.GetOptions().HasExtension(since)
 }
 
 Decide = Callable[[], Sequence[Change]]
@@ -69,7 +80,11 @@ class NameInUse(Exception):
 
 
 class Commands:
-    def __init__(self, *, store: EventStore, view: View, clock: Clock) -> None:
+    def __init__(
+        self, *, store: EventStore, view: View, clock: Clock, versions: Callable[[], Iterable[str]] = lambda: (VERSION,)
+    ) -> None:
+        """`versions` are those of the replicas that are here, which all have to heed what is written."""
+        self._versions = versions
         self._store = store
         self._view = view
         self._clock = clock
@@ -172,6 +187,7 @@ class Commands:
     def _commit(
         self, changes: Sequence[Change], actor: Actor, guards: tuple[Guard, ...], receipt: ReceiptWrite | None
     ) -> Commit:
+        self._refuse_what_some_do_not_know(changes)
         now_ms = self._clock.now_ms()
         claimed: list[tuple[str, str]] = []
         released: list[str] = []
@@ -190,6 +206,18 @@ class Commands:
             guards=guards,
             receipt=receipt,
         )
+
+    def _refuse_what_some_do_not_know(self, changes: Sequence[Change]) -> None:
+        for change in changes if _SINCE else ():
+            for payload in change.payloads:
+                needed = _SINCE.get(payload.DESCRIPTOR.name)
+                oldest = min(self._versions(), key=numbers, default=VERSION) if needed else ""
+                if needed and numbers(oldest) < numbers(needed):
+                    raise ApiError(
+                        grpc.StatusCode.FAILED_PRECONDITION,
+                        f"this needs PWM {needed}, but a controller of version {oldest} is still running",
+                        next_step="update all controllers first; pwm admin status shows their versions",
+                    )
 
     def _write(self, change: Change, actor: Actor, now_ms: int) -> StreamWrite:
         state = change.state
@@ -254,10 +282,14 @@ def _out_of_reach(error: store_errors.KVError) -> ApiError:
             next_step="try again in a minute: PWM is making room; if that does not help, raise etcd's quota",
         )
     if isinstance(error, store_errors.Ambiguous):
-        return unavailable(
-            f"the change may or may not have been saved: the control plane's store did not answer ({error})",
-            next_step="look, or do it once more: what was saved is not done twice",
+        message = f"the change may or may not have been saved: the control plane's store did not answer ({error})"
+        # By its code a client knows that only the same request once more tells.
+        unknown = Problem(
+            message=message,
+            next_step="look, or do it once more with the same Idempotency-Key: what was saved is not done twice",
+            code=grpc.StatusCode.UNKNOWN.value[0],
         )
+        return ApiError(grpc.StatusCode.UNAVAILABLE, message, [unknown])
     return unavailable(
         f"the change was not saved: the control plane's store is out of reach ({error})",
         next_step="try again in a moment; `pwm admin status` shows the state of etcd",

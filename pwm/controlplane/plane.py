@@ -103,7 +103,7 @@ class ControlPlane:
         self.view = View()
         self.cluster = Cluster()
         self.view.observe(self._account)
-        self.commands = Commands(store=self.store, view=self.view, clock=clock)
+        self.commands = Commands(store=self.store, view=self.view, clock=clock, versions=self._versions)
         self.follower = Follower(
             store=self.store, view=self.view, clock=clock, on_loaded=self._account_all, custody=self.lineage
         )
@@ -152,6 +152,10 @@ class ControlPlane:
             stale_since_ms=self.stale_since_ms,
         )
         self._keys = keys
+
+    def _versions(self) -> list[str]:
+        """Of all replicas that are here."""
+        return [VERSION, *(str(about["version"]) for about in self.presence.replicas.values())]
 
     # ---- what leaders do
 
