@@ -449,6 +449,17 @@ def test_a_command_whose_answer_is_lost_is_done_once(
     eventually(lambda: pwm.phase("w") == "GONE", "it is gone")
 
 
+def test_a_command_waits_a_moment_for_a_frozen_controller_and_asks_the_next(pwm: PwmCluster) -> None:
+    first = in_our_order(pwm)[0]
+    pwm.freeze(first)
+    began = time.monotonic()
+    pwm.ok("get", "node")
+    assert time.monotonic() - began < 6.0
+    pwm.ok("apply", "-f", "-", input='{"apiVersion": "v1", "kind": "Group", "metadata": {"name": "frozen"}}')
+    pwm.thaw(first)
+    pwm.ok("delete", "group", "frozen")
+
+
 def in_order(servers: list[str]) -> list[str]:
     return [server.url for server in _order([Server(url) for url in servers])]
 
