@@ -62,10 +62,12 @@ class AgentStream:
                 frame = await self._context.read()
             except (grpc.RpcError, grpc.aio.UsageError, asyncio.InvalidStateError) as error:
                 raise AgentUnreachable("the connection to the agent broke") from error
-            match None if frame is grpc.aio.EOF else frame.WhichOneof("frame"):
+            if frame is grpc.aio.EOF:
+                # Also how the death of an agent looks.
+                raise AgentUnreachable("the connection to the agent broke")
+            match frame.WhichOneof("frame"):
                 case None:
-                    # Also how the death of an agent looks.
-                    raise AgentUnreachable("the connection to the agent broke")
+                    continue  # from a newer agent
                 case "complete":
                     return
                 case "error":

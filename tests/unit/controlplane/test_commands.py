@@ -2,11 +2,14 @@
 
 import asyncio
 
+import grpc
 import pytest
 
 from pwm.api.v1 import events_pb2 as ev
 from pwm.api.v1.workload_pb2 import Container, ContainerSpec, ContainerStatus, Workload
-from pwm.controlplane.commands import NameInUse
+from pwm.controlplane import commands as commands_module
+from pwm.controlplane.clock import Clock
+from pwm.controlplane.commands import Commands, NameInUse
 from pwm.controlplane.core.decide import Change, change, replica_count, scale_workload
 from pwm.controlplane.errors import ApiError
 from pwm.controlplane.store import errors
@@ -123,3 +126,42 @@ async def test_a_store_that_is_away_is_said_in_a_sentence(plane: Plane) -> None:
     plane.store.append = away  # type: ignore[method-assign, assignment]
     with pytest.raises(ApiError, match="out of reach"):
         await plane.commands.run(lambda: [new("a")], actor=ACTOR)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (errors.Unavailable("no leader"), "was not saved"),
+        (errors.Ambiguous("timed out"), "may or may not have been saved"),
+        (errors.NoSpace("full"), "out of space"),
+        (errors.StoreInDoubt("etcd is at revision 3"), "until an admin decides"),
+    ],
+)
+async def test_each_trouble_of_the_store_has_its_sentence_and_a_next_step(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch, error: errors.KVError, words: str
+) -> None:
+    async def fail(commit: object) -> int:
+        raise error
+
+    monkeypatch.setattr(plane.store, "append", fail)
+    with pytest.raises(ApiError, match=words) as refusal:
+        await plane.commands.run(lambda: [Change("Group", "g", "g", "", None, (ev.GroupApplied(),))], actor=ACTOR)
+    assert refusal.value.code is grpc.StatusCode.UNAVAILABLE
+    assert refusal.value.problems[0].next_step
+    unsure = refusal.value.problems[0].code == grpc.StatusCode.UNKNOWN.value[0]
+    assert unsure == isinstance(error, errors.Ambiguous)
+
+
+async def test_what_an_older_replica_would_not_heed_is_not_written_while_one_is_here(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(commands_module._SINCE, "GroupApplied", "3.1.0")
+    here = ["3.1.0", "3.0.9"]
+    commands = Commands(store=plane.store, view=plane.view, clock=Clock(), versions=lambda: here)
+    new = Change("Group", "g", "g", "", None, (ev.GroupApplied(),))
+    with pytest.raises(ApiError, match=r"needs PWM 3\.1\.0, but a controller of version 3\.0\.9"):
+        await commands.run(lambda: [new], actor=ACTOR)
+    await commands.run(lambda: [Change("Zone", "z", "z", "", None, (ev.ZoneApplied(),))], actor=ACTOR)
+    here[1] = "3.10.0"
+    await commands.run(lambda: [new], actor=ACTOR)
+    assert plane.view.by_name("Group", "g") is not None
