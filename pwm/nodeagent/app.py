@@ -36,6 +36,9 @@ from pwm.nodeagent.supervisor import Supervisor
 
 log = structlog.get_logger(__name__)
 
+# A stop waits no longer than this for a controller.
+LEAVE_TIMEOUT_S = 2.0
+
 
 class Agent:
     """Everything of one agent; `run` it once."""
@@ -80,23 +83,38 @@ class Agent:
         self._health = Health(supervisor=self.supervisor, sessions=self.sessions, journal=self._host.journal)
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Until cancelled, or until it has left."""
         log.info("agent starts", node=self._config.node, servers=list(self._config.servers))
         try:
             async with self._health.serving(self._config.health_address), asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._host.logs.run())
-                tasks.create_task(self._shells.run())
+                beside = [tasks.create_task(work) for work in (self._host.logs.run(), self._shells.run())]
                 async with self.supervisor.running():
-                    tasks.create_task(self._fence.run(self.supervisor.fence))
+                    beside.append(tasks.create_task(self._fence.run(self.supervisor.fence)))
                     # So that the first hello says what there is.
                     await self.supervisor.engines_asked()
                     await self.sessions.run()
+                for task in beside:
+                    task.cancel()
         finally:
             for driver in self._drivers:
                 await driver.close()
             self._devices.close()
             await self._host.close()
             log.info("agent stopped, containers run on", node=self._config.node)
+
+    async def leave(self) -> None:
+        """Before a stop in good order: nobody may count on containers here being ended from now on.
+
+        Unless the machine itself goes down, which ends them all.
+        """
+        if await self._host.goes_down():
+            return
+        self._fence.leave()
+        try:
+            async with asyncio.timeout(LEAVE_TIMEOUT_S):
+                await self.sessions.leave()
+        except TimeoutError:
+            log.warning("left without a word: no controller answers", node=self._config.node)
 
     def _drivers_changed(self) -> None:
         self.sessions.inventory_changed()
@@ -144,6 +162,8 @@ async def run(config: AgentConfig) -> None:
         running = tasks.create_task(agent.run())
         stopped = tasks.create_task(stop.wait())
         await asyncio.wait([running, stopped], return_when=asyncio.FIRST_COMPLETED)
+        if not running.done():
+            await agent.leave()
         running.cancel()
         stopped.cancel()
 

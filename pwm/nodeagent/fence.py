@@ -14,6 +14,10 @@ and one on a machine that was booted anew has nothing left to end.
 An agent that finds that `lost_after` itself has passed was not there to keep its promise: it was stopped, or the
 machine slept. Its containers may long have successors, or, as after the whole cluster was switched off, none.
 It tries for a moment to reach a controller, which can tell, before it ends them.
+
+An agent that is stopped in good order takes its promise back first: its containers run on, and nothing is started
+in their place. One that is killed, or hangs, cannot: it must be started again, or found by a watchdog, within
+`lost_after`.
 """
 
 import asyncio
@@ -64,6 +68,7 @@ class Fence:
         # The contact after which containers were ended: once is enough.
         self._fenced_after_ms = -1
         self._changed = asyncio.Event()
+        self._leaving = False
 
     # ---- contact
 
@@ -92,7 +97,11 @@ class Fence:
     @property
     def promised_ms(self) -> int:
         """Silence after which no container that may have a successor runs here; 0: nothing is promised."""
-        return self._contact.lost_after_ms if self._contact.self_fence_ms else 0
+        return self._contact.lost_after_ms if self._contact.self_fence_ms and not self._leaving else 0
+
+    def leave(self) -> None:
+        """Nobody will be here to keep a promise: none is made any more, until the next start."""
+        self._leaving = True
 
     @property
     def doubtful(self) -> bool:

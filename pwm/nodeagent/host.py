@@ -4,6 +4,7 @@ Containers are not here, they are the drivers'. Everything else that an agent as
 through this, so that the simulator can put an agent on a machine of its own making.
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,9 @@ from pwm.nodeagent.inventory import machine
 from pwm.nodeagent.journal import Journal
 from pwm.nodeagent.logs.store import LogStore
 from pwm.nodeagent.stats import NodeSampler
+
+# For a question about the machine that is asked on the way out.
+ANSWER_TIMEOUT_S = 1.0
 
 
 class Host:
@@ -40,6 +44,23 @@ class Host:
     def uptime_ms(self) -> int:
         """Elapsed time since the machine was booted, also while it slept; nobody sets this clock."""
         return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+
+    async def goes_down(self) -> bool:
+        """Whether the machine is being shut down."""
+        try:
+            asked = await asyncio.create_subprocess_exec(
+                "systemctl", "is-system-running", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+            )
+        except OSError:
+            return False
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                said, _ = await asked.communicate()
+        except TimeoutError:
+            asked.kill()
+            await asked.wait()
+            return False
+        return said.strip() == b"stopping"
 
     def devices(self, containers: Callable[[], Mapping[str, str]]) -> "Devices":
         """`containers`: the engines' ids → uids of all containers that may have processes."""

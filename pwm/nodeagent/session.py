@@ -123,6 +123,8 @@ class Sessions:
         self._dial = dial
         self._allegiance = allegiance
         self._inventory_changed = asyncio.Event()
+        self._session: _Session | None = None
+        self._leaving = False
         # Address of the replica that holds the session; empty: none does.
         self.connected_to = ""
 
@@ -130,19 +132,28 @@ class Sessions:
         """Tell the control plane what the machine has now."""
         self._inventory_changed.set()
 
+    async def leave(self) -> None:
+        """Tell the inventory a last time, and end the session once it has arrived; `run` returns."""
+        self._leaving = True
+        if self._session is not None:
+            await self._session.leave()
+
     async def run(self) -> None:
+        """Until cancelled, or until `leave`."""
         failures = 0
         for address in self._servers:
             connected = False
             try:
                 async with self._dial(address) as channel, self._dial(address) as bulk:
-                    session = _Session(self, address, channel, bulk)
+                    session = self._session = _Session(self, address, channel, bulk)
                     try:
                         await session.run()
                     finally:
                         connected = session.welcomed
-                        self.connected_to = ""
+                        self._session, self.connected_to = None, ""
             except (SessionOver, grpc.aio.AioRpcError) as error:
+                if self._leaving:
+                    return
                 log.warning("session ended", server=address, why=_why(error))
             failures = 0 if connected else failures + 1
             await asyncio.sleep(self._back_off(failures))
@@ -299,6 +310,14 @@ class _Session:
         return message
 
     # -- out
+
+    async def leave(self) -> None:
+        """The other side ends the call when it has dealt with everything that was said."""
+        with suppress(SessionOver, grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await self._write(SessionRequest(inventory=await self._callbacks.inventory()))
+            async with self._writing:
+                await self._call.done_writing()
+            await self._call.code()
 
     async def _write(self, message: SessionRequest) -> None:
         async with self._writing:

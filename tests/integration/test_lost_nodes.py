@@ -245,6 +245,19 @@ def test_when_every_node_falls_silent_nothing_is_lost(pwm: TwoNodes) -> None:
         assert "lost" not in said[1]
 
 
+def test_an_agent_that_was_stopped_in_good_order_is_waited_for(pwm: TwoNodes) -> None:
+    pwm.run_on("n1", "stays", SLEEP, on_node_lost="reschedule")
+    before = pwm.inspect("stays.0.1")["State"]
+    pwm.stop("agent-n1")
+    eventually(lambda: pwm.status_of("n1").get("phase") == "LOST", "n1 is LOST", limit_s=LOST_AFTER_S + SLACK_S)
+    assert "what runs there is left alone" in pwm.ok("describe", "node", "n1")
+    assert (pwm.phase("stays"), len(pwm.containers("stays"))) == ("UNKNOWN", 1)
+    pwm.start_node("n1")
+    pwm.until("stays", "RUNNING")
+    after = pwm.inspect("stays.0.1")["State"]
+    assert (after["Pid"], after["StartedAt"]) == (before["Pid"], before["StartedAt"])
+
+
 def test_an_admin_says_that_a_node_is_dead(pwm: TwoNodes) -> None:
     pwm.run_on("n1", "waits", SLEEP, on_node_lost="wait")
     alive = pwm.pwm("admin", "confirm-dead", "n1", "--yes")

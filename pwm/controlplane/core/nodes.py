@@ -179,8 +179,11 @@ def _verdict(
     if not has_joined(node):
         return NodeStatus.NOT_READY, _unreachable("its agent has not joined")
     if contact.silent_ms >= lost_after_ms(node, times) and may_lose:
-        after = format_duration(lost_after_ms(node, times))
-        return NodeStatus.LOST, _unreachable(f"its agent has been silent for more than {after}")
+        said = f"its agent has been silent for more than {format_duration(lost_after_ms(node, times))}"
+        if not node.status.inventory.fenced_after_ms:
+            # It was stopped in good order, or is of an older version.
+            said += ", and did not say that it would end what may start elsewhere: what runs there is left alone"
+        return NodeStatus.LOST, _unreachable(said)
     if suspect:
         return NodeStatus.NOT_READY, _unreachable(_SUSPECT)
     return NodeStatus.NOT_READY, _unreachable("its agent is not connected")

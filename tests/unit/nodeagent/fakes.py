@@ -465,7 +465,7 @@ class RunningAgent:
             await until(lambda: self._controller.sessions > before or (self._task and self._task.done()))
 
     async def stop(self) -> None:
-        """As SIGTERM does; raises what went wrong in the agent."""
+        """As SIGKILL does, but for open files; raises what went wrong in the agent."""
         assert self._task is not None
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):

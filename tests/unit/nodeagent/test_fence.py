@@ -283,3 +283,30 @@ async def test_an_agent_whose_heartbeats_are_not_acknowledged_tries_another_cont
     agent.later_ms += FENCE_MS // 2
     sessions = asked.sessions
     await until(lambda: asked.sessions > sessions)
+
+
+async def test_an_agent_that_is_stopped_in_good_order_takes_its_promise_back(
+    asked: FakeController, agent: RunningAgent, driver: FakeDriver
+) -> None:
+    await asked.want(order("moves", **MOVES))
+    await until(lambda: [i.fenced_after_ms for i in asked.inventories] == [LOST_MS])
+    await agent.agent.leave()
+    assert [i.fenced_after_ms for i in asked.inventories] == [LOST_MS, 0], "it has arrived when the agent goes"
+    sessions = asked.sessions
+    await agent.stop()
+    assert asked.sessions == sessions, "it did not dial again"
+    assert driver.containers["moves"].runtime is Runtime.RUNNING
+    await agent.start()
+    assert asked.hellos[-1].inventory.fenced_after_ms == LOST_MS
+
+
+async def test_an_agent_that_goes_down_with_its_machine_keeps_its_promise(
+    asked: FakeController, agent: RunningAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def goes_down() -> bool:
+        return True
+
+    monkeypatch.setattr(agent._host, "goes_down", goes_down)
+    await until(lambda: [i.fenced_after_ms for i in asked.inventories] == [LOST_MS])
+    await agent.agent.leave()
+    assert agent.agent._fence.promised_ms == LOST_MS
