@@ -2,8 +2,8 @@
 
 Who follows gets every event once: first those that there are, up to the revision that the view has, then the
 view's changes. A client that comes back, perhaps to another replica, says after which revision; what happened since
-then is in the view's memory, or in the store's own history when this replica has only just started. When it is in
-neither (compacted away) the client is told so, instead of being left with a gap.
+then is in the view's memory, or in the store when this replica has only just started. When it is in neither (retention
+has dropped it) the client is told so, instead of being left with a gap.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -20,7 +20,7 @@ from pwm.controlplane.errors import ApiError, unavailable
 from pwm.controlplane.services.event_text import line
 from pwm.controlplane.services.pulse import Pulse
 from pwm.controlplane.store import errors as store_errors
-from pwm.controlplane.store.commits import StreamId
+from pwm.controlplane.store.commits import StoredEvent, StreamId
 from pwm.controlplane.store.eventstore import EventStore
 from pwm.controlplane.view import Resync, View
 
@@ -95,14 +95,12 @@ class EventService:
         streams = [StreamId(kind, state.metadata.uid)]
         if kind == "Workload":
             streams += [StreamId("Container", c.metadata.uid) for c in self._view.containers_of(state.metadata.uid)]
-        events = []
+        events: list[StoredEvent] = []
         for stream in streams:
             async for stored in self._store.read_stream(stream):
-                event = Event.FromString(stored.event)
-                event.revision = stored.revision
-                events.append((stored.revision, stored.position, event))
-        events.sort(key=lambda item: item[:2])
-        return [event for _, _, event in events]
+                events.append(stored)
+        events.sort(key=lambda stored: (stored.revision, stored.position))
+        return [_event(stored) for stored in events]
 
     async def _since(self, after: int, upto: int) -> AsyncGenerator[Event, None]:
         """Every event after one revision, up to another. Raises ApiError OUT_OF_RANGE when some are not kept."""
@@ -121,23 +119,38 @@ class EventService:
             newest = min(upto, await self._store.newest_event(after_revision=after))
             if newest <= after:
                 return
-            async with aclosing(self._store.follow(after)) as followed:
-                async for changes in followed:
-                    for stored in changes.events:
-                        if stored.revision <= upto:
-                            event = Event.FromString(stored.event)
-                            event.revision = stored.revision
-                            yield event
-                    if changes.revision >= newest:
-                        return
-        except store_errors.RebuildNeeded as error:
-            raise ApiError(
-                grpc.StatusCode.OUT_OF_RANGE,
-                f"the events after revision {after} are no longer kept",
-                next_step=f"events after revision {self._view.recent_after} can be followed",
-            ) from error
+            reached = after
+            try:
+                async with aclosing(self._store.follow(after)) as followed:
+                    async for changes in followed:
+                        for stored in changes.events:
+                            if stored.revision <= upto:
+                                yield _event(stored)
+                        reached = changes.revision
+                        if reached >= newest:
+                            return
+            except store_errors.RebuildNeeded:
+                # etcd has forgotten what changed when; the events themselves are kept for longer.
+                for stored in await self._kept_since(reached):
+                    if stored.revision <= upto:
+                        yield _event(stored)
         except store_errors.StoreError as error:
             raise unavailable(f"the events cannot be read now: {error}") from error
+
+    async def _kept_since(self, after: int) -> list[StoredEvent]:
+        """The events after a revision, from the streams that have had some. Looks at all streams there are."""
+        changed = [head async for page in self._store.heads() for head in page.heads if head.revision > after]
+        found: list[StoredEvent] = []
+        for head in changed:
+            events = [stored async for stored in self._store.read_stream(head.stream)]
+            if events and events[0].version > 1 and events[0].revision > after:
+                raise ApiError(
+                    grpc.StatusCode.OUT_OF_RANGE,
+                    f"some events after revision {after} are no longer kept",
+                    next_step=f"events after revision {self._view.recent_after} can be followed",
+                )
+            found += [stored for stored in events if stored.revision > after]
+        return sorted(found, key=lambda stored: (stored.revision, stored.position))
 
     async def _never_was(self, revision: int) -> bool:
         try:
@@ -160,6 +173,12 @@ class EventService:
         if event.group and not request.all_groups and event.group != group:
             return False
         return self._authorizer.may(principal, verb="get", kind=event.kind, group=event.group)
+
+
+def _event(stored: StoredEvent) -> Event:
+    event = Event.FromString(stored.event)
+    event.revision = stored.revision
+    return event
 
 
 def _answer(event: Event) -> api.ListEventsResponse:
