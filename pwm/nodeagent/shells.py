@@ -19,7 +19,7 @@ start a command a second time.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import structlog
@@ -179,7 +179,7 @@ class Shell:
                 await ending
                 raise
 
-    async def _end(self, command: ExecSession, tasks: "list[asyncio.Future[None]]") -> None:
+    async def _end(self, command: ExecSession, tasks: "Sequence[asyncio.Future[None]]") -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -278,35 +278,44 @@ async def test_a_command_whose_client_does_not_come_back_is_hung_up_on_and_not_b
     assert begun == 1
 
 
+class Flood(Command):
+    """Prints without an end; `held_up` once it could not for a while."""
+
+    def __init__(self, prints: list[tuple[bool, bytes]]) -> None:
+        super().__init__(prints)
+        self.printed = 0
+        self.held_up = asyncio.Event()
+
+    async def output(self) -> AsyncIterator[ExecOutput]:
+        while True:
+            yield ExecOutput(stdout=b"x" * 1000)
+            self.printed += 1000
+            asyncio.get_running_loop().call_later(0.05, self._look, self.printed)
+
+    def _look(self, printed: int) -> None:
+        if printed == self.printed:
+            self.held_up.set()
+
+
 async def test_a_command_that_prints_on_while_its_client_is_away_has_to_wait() -> None:
     shells = Shells()
     running = asyncio.ensure_future(shells.run())
     await asyncio.sleep(0)
-    client = Client([])
-    printed, held_up = 0, asyncio.Event()
-
-    class Flood(Command):
-        async def output(self) -> AsyncIterator[ExecOutput]:
-            nonlocal printed
-            while True:
-                yield ExecOutput(stdout=b"x" * 1000)
-                printed += 1000
-                asyncio.get_running_loop().call_later(0.05, lambda n=printed: n == printed and held_up.set())
+    client, flood = Client([]), Flood([])
 
     async def begin() -> Command:
-        return Flood([])
+        return flood
 
     try:
         request = client.start()
         shell = await shells.open(request, begin)
         with shell.attach(request) as attachment:
             outputs = attachment.outputs()
-            client.take(await anext(outputs))
             while client.received < 500_000:
                 client.take(await anext(outputs))
         async with asyncio.timeout(LIMIT_S):
-            await held_up.wait()
-        assert 500_000 < printed < 1_200_000
+            await flood.held_up.wait()
+        assert 500_000 < flood.printed < 1_200_000
         request = client.start()
         with shell.attach(request) as attachment:
             async for frame in attachment.outputs():
@@ -317,4 +326,4 @@ async def test_a_command_that_prints_on_while_its_client_is_away_has_to_wait() -
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-    assert printed > 3_000_000
+    assert flood.printed > 3_000_000

@@ -30,10 +30,11 @@ class FakeExec:
     A session that is there goes on where it was: output and input are counted from its start.
     """
 
-    def __init__(self, server: FakeServer, *, keeps_session: bool = True) -> None:
+    def __init__(self, server: FakeServer, *, keeps_session: bool = True, cut_before_attached: int = 0) -> None:
         self.start: dict[str, Any] = {}
         self.starts: list[dict[str, Any]] = []
         self._keeps_session = keeps_session
+        self._cut_before_attached = cut_before_attached
         self._printed = b""
         self.acknowledged = 0
         self.closed_with: int | None = None
@@ -52,6 +53,11 @@ class FakeExec:
         if self.start["name"] == "absent":
             error = {"code": 9, "message": "workload absent is not running"}
             await socket.send_str(json.dumps({"error": error}))
+            return socket
+        if self._cut_before_attached:
+            self._cut_before_attached -= 1
+            assert request.transport is not None
+            request.transport.abort()
             return socket
         session = self.starts[-1]["session"]
         if session.get("resume") and not self._keeps_session:
@@ -216,6 +222,19 @@ def test_a_lost_connection_is_replaced_and_both_sides_go_on_where_they_were(serv
     printed = len(b"ready\r\non stderr\n")
     assert second == {"id": first["id"], "connection": 2, "resume": True, "received": str(printed)}
     assert fake.starts[1]["container"] == "train.0.1"
+
+
+def test_a_connection_that_is_lost_before_the_command_began_asks_for_the_same_session(
+    server: FakeServer, pwm: Pwm
+) -> None:
+    fake = FakeExec(server, cut_before_attached=2)
+    assert pwm("shell", "wk", "train", stdin=b"exit 4").returncode == 4
+    ids, connections, resumed = zip(
+        *((s["session"]["id"], s["session"]["connection"], "resume" in s["session"]) for s in fake.starts), strict=True
+    )
+    assert len(set(ids)) == 1
+    assert connections == (1, 2, 3)
+    assert not any(resumed)
 
 
 def test_a_session_that_is_gone_ends_with_255_and_restores_the_terminal(server: FakeServer, terminal: Open) -> None:
