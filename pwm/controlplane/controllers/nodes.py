@@ -8,6 +8,7 @@ is still to be done.
 """
 
 import asyncio
+from itertools import starmap
 
 import structlog
 
@@ -77,7 +78,7 @@ class NodeController:
 
     async def _judge(self, nodes: list[Node]) -> None:
         changes: list[Change] = []
-        silent: list[Verdict] = []
+        silent: list[tuple[Verdict, Guard]] = []
         sights = [(node, self._presence.contact(node.metadata.name)) for node in nodes]
         if brake_is_on(sights):
             self._braked_s = self._clock.monotonic_s()
@@ -86,17 +87,18 @@ class NodeController:
             node, phase, reason = verdict
             payloads = change_node_phase(node, phase, reason)
             if payloads and reason.code == Reason.NODE_UNREACHABLE:
-                silent.append(verdict)
+                # Taken in the same moment as the sight: what is learned while others are written must not count as known.
+                silent.append((verdict, self._presence.still_silent(node.metadata.name)))
             elif payloads:
                 changes.append(change(node, *payloads))
         if changes:
             await self._commands.run_in_parts(changes, actor=ACTOR, guards=(self._fence,))
         # Together, so that they share transactions: a network that fails takes many nodes at once.
-        outcomes = await asyncio.gather(*map(self._call_silent, silent), return_exceptions=True)
+        outcomes = await asyncio.gather(*starmap(self._call_silent, silent), return_exceptions=True)
         if failed := [outcome for outcome in outcomes if outcome is not None]:
             raise failed[0]
 
-    async def _call_silent(self, verdict: Verdict) -> None:
+    async def _call_silent(self, verdict: Verdict, still_silent: Guard) -> None:
         """Not ready, or lost. What this replica has seen of the node may be old: another may have heard of it."""
         node, phase, reason = verdict
         name, uid = node.metadata.name, node.metadata.uid
@@ -106,7 +108,7 @@ class NodeController:
             return [] if now is None else [change(now, *change_node_phase(now, phase, reason))]
 
         try:
-            await self._commands.run(decide, actor=ACTOR, guards=(self._fence, self._presence.still_silent(name)))
+            await self._commands.run(decide, actor=ACTOR, guards=(self._fence, still_silent))
         except store_errors.GuardFailed:
             log.info("a node was heard of in time", node=name)
             return
