@@ -12,7 +12,8 @@ by itself. `Lineage` stands between the store's users and the key-value store an
 Whoever notices puts up a flag in the store, `lineage/doubt`, and takes every leader's key away. Each
 transaction of each replica is conditional on there being no flag, so from that moment nobody changes anything.
 A person decides (`accept`): what is there now is the truth from here on. That takes the flag down and raises the
-*incarnation*, the upper bits of every epoch, so that agents take orders again although revisions are lower.
+*incarnation*, the upper bits of every epoch, so that agents take orders again although revisions are lower. Or a
+newer snapshot is restored: who finds in it what was there before goes on by itself.
 """
 
 import asyncio
@@ -166,6 +167,9 @@ class Lineage:
     async def witness(self, *, node: str, position: Position) -> None:
         """The node's agent was told of this position in the log. If the store does not have it, there is doubt."""
         if self._kv.interruptions != self._proved_at or position.position > self.epoch(self._seen):
+            # An answer that is on its way already may be older than what the agent was told.
+            if (earlier := self._under_way) is not None:
+                await asyncio.wait({earlier})
             await self.check()
         incarnation, revision = divmod(position.position, 1 << INCARNATION_SHIFT)
         if self.doubt is not None or incarnation < self.incarnation:
@@ -224,7 +228,11 @@ class Lineage:
             self._adopt(page, found)
         elif self.doubt is not None:
             if found.doubt is None:
-                await self._flag(self.doubt)
+                if self._difference(page, found, floor) or await self._anchor_lost(-1):
+                    await self._flag(self.doubt)
+                else:
+                    log.warning("what was there before is in etcd again: going on")
+                    self._settle()
         elif why := self._difference(page, found, floor) or await self._anchor_lost(interruptions):
             await self._stop(why, seen=max(floor, self._anchor[1] if self._anchor else 0), now=page.revision)
         elif found.doubt is not None:
@@ -245,10 +253,13 @@ class Lineage:
         if found.doubt is not None:
             self._take(Doubt.FromString(found.doubt.value))
         elif not first:
-            self.doubt = None
-            self._turns += 1
-            self._on_turn()
-            self._settled.set()
+            self._settle()
+
+    def _settle(self) -> None:
+        self.doubt = None
+        self._turns += 1
+        self._on_turn()
+        self._settled.set()
 
     def _difference(self, page: Page, found: _Found, floor: int) -> str:
         if page.revision < floor:
@@ -260,7 +271,7 @@ class Lineage:
         return ""
 
     async def _anchor_lost(self, interruptions: int) -> str:
-        """Looked at after interruptions only: it takes a second question."""
+        """Looked at after interruptions only, as it takes a second question; -1: in any case."""
         if self._anchor is None or interruptions == self._proved_at:
             return ""
         key, revision, noted_at = self._anchor
