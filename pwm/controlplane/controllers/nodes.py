@@ -87,7 +87,7 @@ class NodeController:
             node, phase, reason = verdict
             payloads = change_node_phase(node, phase, reason)
             if payloads and reason.code == Reason.NODE_UNREACHABLE:
-                # Taken in the same moment as the sight: what is learned while others are written must not count as known.
+                # In the same moment as the sight: what is learned while others are written must not count as known.
                 silent.append((verdict, self._presence.still_silent(node.metadata.name)))
             elif payloads:
                 changes.append(change(node, *payloads))
