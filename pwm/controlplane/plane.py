@@ -53,6 +53,7 @@ from pwm.controlplane.store import errors as store_errors
 from pwm.controlplane.store.commits import Guard
 from pwm.controlplane.store.election import leaders
 from pwm.controlplane.store.eventstore import EventStore
+from pwm.controlplane.store.guarded import BesideKV, GuardedKV
 from pwm.controlplane.store.keys import Keys
 from pwm.controlplane.store.kv import KV
 from pwm.controlplane.store.lineage import Lineage
@@ -95,7 +96,7 @@ class ControlPlane:
             new_id=clock.new_id,
             on_turn=self._lineage_turned,
         )
-        self.kv = kv = self.lineage
+        self.kv = kv = GuardedKV(self.lineage)
         self.clock = clock
         self.times = times
         self.replica = replica
@@ -111,7 +112,7 @@ class ControlPlane:
             view=self.view, cluster=self.cluster, clock=clock, contact=lambda node: self.presence.contact(node)
         )
         self.presence = Presence(
-            registry=Registry(self.lineage.beside(), keys=keys),
+            registry=Registry(BesideKV(self.lineage), keys=keys),
             replica=replica,
             about={
                 "address": address,
@@ -206,7 +207,7 @@ class ControlPlane:
             group.create_task(self.presence.run())
             group.create_task(self.dispatcher.run())
             group.create_task(self._ping())
-            group.create_task(watch_space(self.lineage))
+            group.create_task(watch_space(self.kv))
             group.create_task(self.roles.run())
             group.create_task(self.peers.run())
             group.create_task(self._listen())

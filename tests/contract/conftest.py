@@ -6,6 +6,7 @@ import pytest
 
 from pwm.controlplane.store.etcd import EtcdKV
 from pwm.controlplane.store.eventstore import EventStore
+from pwm.controlplane.store.guarded import GuardedKV
 from pwm.controlplane.store.keys import Keys
 from pwm.controlplane.store.kv import KV
 from pwm.controlplane.store.lineage import Lineage
@@ -38,7 +39,7 @@ async def kv(backend: tuple[str, Keys]) -> AsyncIterator[KV]:
 async def store(kv: KV, keys: Keys) -> AsyncIterator[EventStore]:
     """As a replica has it: with an eye on whether the key-value store is still the same."""
     lineage = Lineage(kv, keys=keys, replica="r1", now_ms=lambda: 0, new_id=lambda: "log-1")
-    async with EventStore(lineage, keys=keys) as store:
+    async with EventStore(GuardedKV(lineage), keys=keys) as store:
         yield store
 
 

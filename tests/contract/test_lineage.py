@@ -13,6 +13,7 @@ from pwm.controlplane.store import errors
 from pwm.controlplane.store.commits import Guard
 from pwm.controlplane.store.election import Election
 from pwm.controlplane.store.eventstore import EventStore
+from pwm.controlplane.store.guarded import GuardedKV
 from pwm.controlplane.store.keys import Keys
 from pwm.controlplane.store.kv import KV, Page, Put
 from pwm.controlplane.store.lineage import Lineage
@@ -79,7 +80,7 @@ async def snapshot_of(kv: KV) -> MemoryKV:
 
 
 async def write(lineage: Lineage, times: int = 3) -> None:
-    async with EventStore(lineage, keys=KEYS) as store:
+    async with EventStore(GuardedKV(lineage), keys=KEYS) as store:
         if await store.head(A) is None:
             await store.append(commit(birth(A)))
         for _ in range(times):
@@ -88,7 +89,7 @@ async def write(lineage: Lineage, times: int = 3) -> None:
 
 async def refused(lineage: Lineage) -> str:
     """Why a write is refused now."""
-    async with EventStore(lineage, keys=KEYS) as store:
+    async with EventStore(GuardedKV(lineage), keys=KEYS) as store:
         with pytest.raises(errors.StoreInDoubt) as refusal:
             await store.append(commit(birth(B)))
     return str(refusal.value)
@@ -130,7 +131,7 @@ async def test_a_store_that_went_back_is_noticed_although_new_writes_have_passed
 ) -> None:
     await write(lineage)
     old = await snapshot_of(kv.store)
-    async with EventStore(lineage, keys=KEYS) as store:
+    async with EventStore(GuardedKV(lineage), keys=KEYS) as store:
         async with following(store, (await old.range(b"\0")).revision) as seen:
             revision = await store.append(commit(birth(B)))
             await seen.until(lambda: seen.revision >= revision, within_s=5)
@@ -145,7 +146,7 @@ async def test_another_etcd_is_noticed_whatever_its_revision(kv: Exchangeable, l
     await write(lineage)
     kv.cluster = 8
     with pytest.raises(errors.StoreInDoubt, match="cluster 8"):
-        await lineage.range(b"x")
+        await GuardedKV(lineage).range(b"x")
     assert await refused(lineage)
 
 
@@ -156,15 +157,15 @@ async def test_a_leader_is_taken_down_with_the_flag_and_nobody_else_is_elected(
     old = await snapshot_of(kv.store)
     await write(lineage)
     fresh = lineage_of(old, "r2")
-    term = await Election(fresh, "role", "r2", keys=KEYS).campaign()
+    term = await Election(GuardedKV(fresh), "role", "r2", keys=KEYS).campaign()
     kv.exchange(old)
     await refused(lineage)
-    async with EventStore(fresh, keys=KEYS) as store:
+    async with EventStore(GuardedKV(fresh), keys=KEYS) as store:
         with pytest.raises(errors.StoreInDoubt):
             await store.append(commit(birth(B), guards=(term.fence,)))
     with pytest.raises(errors.StoreInDoubt):
         async with asyncio.timeout(10):
-            await fresh.grant_lease(3)
+            await GuardedKV(fresh).grant_lease(3)
     assert (await old.range(KEYS.leader("role"))).kvs == []
     await term.resign()
 
@@ -197,21 +198,38 @@ async def test_what_was_accepted_is_the_truth_for_every_replica_and_epochs_go_on
     assert lineage.epoch(3) > epoch
 
 
+async def test_when_what_was_there_before_is_back_it_goes_on_by_itself(kv: Exchangeable, lineage: Lineage) -> None:
+    await write(lineage)
+    right, old = kv.store, await snapshot_of(kv.store)
+    await write(lineage)
+    kv.exchange(old)
+    await refused(lineage)
+    fresh = lineage_of(kv, "r2")
+    await refused(fresh)
+    kv.exchange(right)
+    for one in (lineage, fresh):
+        await one.check()
+        assert one.doubt is None
+        assert one.incarnation == 0
+        await write(one)
+    await old.close()
+
+
 async def test_who_follows_is_told_to_begin_anew(kv: Exchangeable, lineage: Lineage) -> None:
     await write(lineage)
     old = await snapshot_of(kv.store)
     await write(lineage)
-    revision = (await lineage.range(b"\0")).revision
-    batches = lineage.watch(KEYS.all_events, KEYS.all_heads, start_revision=revision + 1)
+    revision = (await GuardedKV(lineage).range(b"\0")).revision
+    batches = GuardedKV(lineage).watch(KEYS.all_events, KEYS.all_heads, start_revision=revision + 1)
     async with aclosing(batches):
         reading = asyncio.create_task(anext(batches))
         await asyncio.sleep(0)
         kv.exchange(old)
         with pytest.raises(errors.StoreInDoubt):
-            await lineage.range(b"x")
+            await GuardedKV(lineage).range(b"x")
         with pytest.raises(errors.StoreInDoubt):
             await asyncio.wait_for(reading, 10)
-    batches = lineage.watch(KEYS.all_events, KEYS.all_heads, start_revision=revision + 1)
+    batches = GuardedKV(lineage).watch(KEYS.all_events, KEYS.all_heads, start_revision=revision + 1)
     async with aclosing(batches):
         reading = asyncio.create_task(anext(batches))
         await lineage.accept()
@@ -242,7 +260,10 @@ async def test_an_agent_that_was_told_of_an_event_that_is_not_there_is_believed(
     await write(lineage)
     old = await snapshot_of(kv.store)
     told = Position()
-    async with EventStore(lineage, keys=KEYS) as store, following(store, (await old.range(b"\0")).revision) as seen:
+    async with (
+        EventStore(GuardedKV(lineage), keys=KEYS) as store,
+        following(store, (await old.range(b"\0")).revision) as seen,
+    ):
         revision = await store.append(commit(birth(B)))
         await seen.until(lambda: seen.revision >= revision, within_s=5)
         lineage.testify(revision, told)
@@ -271,6 +292,6 @@ async def test_every_transaction_depends_on_there_being_no_doubt_even_if_nobody_
 
 
 async def test_a_guard_that_fails_is_still_told_as_such(lineage: Lineage) -> None:
-    async with EventStore(lineage, keys=KEYS) as store:
+    async with EventStore(GuardedKV(lineage), keys=KEYS) as store:
         with pytest.raises(errors.FenceLost):
             await store.append(commit(birth(A), guards=(Guard(KEYS.leader("role"), create_revision=5),)))

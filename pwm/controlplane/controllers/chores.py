@@ -9,7 +9,7 @@ import structlog
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.store import errors as store_errors
 from pwm.controlplane.store.commits import Guard
-from pwm.controlplane.store.lineage import Lineage
+from pwm.controlplane.store.guarded import GuardedKV
 from pwm.controlplane.store.retention import Retention
 from pwm.controlplane.store.space import look_after_space
 
@@ -34,13 +34,13 @@ async def keep_retention(retention: Retention, *, clock: Clock, fence: Guard) ->
             log.warning("retention waits", why=str(error))
 
 
-async def watch_space(lineage: Lineage) -> None:
+async def watch_space(kv: GuardedKV) -> None:
     """Until cancelled."""
     warned = False
     while True:
-        lineage.no_space.clear()
+        kv.no_space.clear()
         try:
-            space = await look_after_space(lineage)
+            space = await look_after_space(kv)
         except store_errors.StoreError as error:
             log.debug("etcd's space is unknown", why=str(error))
         else:
@@ -50,4 +50,4 @@ async def watch_space(lineage: Lineage) -> None:
         await asyncio.sleep(SPACE_PAUSE_S)
         with suppress(TimeoutError):
             async with asyncio.timeout(SPACE_EVERY_S):
-                await lineage.no_space.wait()
+                await kv.no_space.wait()

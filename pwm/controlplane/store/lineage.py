@@ -1,7 +1,7 @@
 """Noticing that the store is not the one it was: restored from an older snapshot, or exchanged for another.
 
 What was acknowledged since the snapshot is gone then, although agents have acted on it, so nothing may go on
-by itself. `Lineage` stands between the store's users and the key-value store and watches every answer:
+by itself. `Lineage` knows what was there; `guarded` asks it about every answer of the key-value store:
 
 - the store's revision never goes back, and its own identity never changes;
 - after every interruption (a restore is one) the newest event that was followed must still be there, before
@@ -17,8 +17,7 @@ newer snapshot is restored: who finds in it what was there before goes on by its
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
@@ -26,30 +25,13 @@ import structlog
 from pwm.api.v1.store_pb2 import Doubt, Position
 from pwm.controlplane.store import errors
 from pwm.controlplane.store.keys import Keys
-from pwm.controlplane.store.kv import (
-    KV,
-    Compare,
-    Delete,
-    KeyValue,
-    LeaseGrant,
-    Page,
-    Put,
-    Read,
-    Status,
-    Target,
-    TxnResult,
-    WatchBatch,
-    prefix_end,
-)
+from pwm.controlplane.store.kv import KV, Compare, Delete, KeyValue, Page, Put, Read, Target, WatchBatch, prefix_end
 
 INCARNATION_SHIFT = 40
 """An epoch is the incarnation and, below it, a revision: etcd would need a thousand writes a second for 35 years."""
 
 ANCHOR_GOOD_FOR_S = 24 * 3600.0
 """Retention drops no event that is younger: only if a younger one is missing, the store went back."""
-
-SETTLING_S = 3.0
-"""How long who asks for a lease waits for a person's decision before it is told that there is none."""
 
 RETRY_PAUSE_S = 0.2
 
@@ -66,7 +48,7 @@ class _Found:
 
 
 class Lineage:
-    """The `KV` protocol, for as long as it is the same store. One per replica."""
+    """What one replica knows of its store. `store` is the key-value store itself, for `guarded`."""
 
     def __init__(
         self,
@@ -84,10 +66,8 @@ class Lineage:
         self.incarnation = 0
         """How often it was accepted that the store had been restored."""
         self.doubt: Doubt | None = None
-        self.no_space = asyncio.Event()
-        """Set when the store refused something for want of space; cleared by whoever looks after that."""
-        self._kv = kv
-        self._keys = keys
+        self.store = kv
+        self.keys = keys
         self._replica = replica
         self._now_ms = now_ms
         self._new_id = new_id
@@ -101,12 +81,9 @@ class Lineage:
         # Whether the flag was in the store when it was last looked at.
         self._flagged = False
         self._under_way: asyncio.Future[None] | None = None
-        self._turns = 0
+        self.turns = 0
+        """Changes when doubt arises and when it is settled: what was read before belongs together no more."""
         self._settled = asyncio.Event()
-
-    @property
-    def interruptions(self) -> int:
-        return self._kv.interruptions
 
     # ---- what it is for
 
@@ -150,10 +127,6 @@ class Lineage:
         """The highest revision that this replica knows of."""
         return self._seen
 
-    def beside(self) -> KV:
-        """The same store for what is no part of the log: who is here. That goes on while there is doubt."""
-        return _Beside(self, self._kv)
-
     def epoch(self, revision: int) -> int:
         """Of a session that was announced at this revision; as a position, of a log that was read up to it."""
         return self.incarnation << INCARNATION_SHIFT | revision
@@ -166,7 +139,7 @@ class Lineage:
 
     async def witness(self, *, node: str, position: Position) -> None:
         """The node's agent was told of this position in the log. If the store does not have it, there is doubt."""
-        if self._kv.interruptions != self._proved_at or position.position > self.epoch(self._seen):
+        if self.store.interruptions != self._proved_at or position.position > self.epoch(self._seen):
             # An answer that is on its way already may be older than what the agent was told.
             if (earlier := self._under_way) is not None:
                 await asyncio.wait({earlier})
@@ -178,7 +151,7 @@ class Lineage:
         if position.position > self.epoch(self._seen):
             await self._stop(f"{said}, but etcd is only at {self._seen}", seen=revision)
         elif position.event and self._now_ms() - position.time.ToMilliseconds() < ANCHOR_GOOD_FOR_S * 1000:
-            page = await self._kv.range(position.event, keys_only=True)
+            page = await self.store.range(position.event, keys_only=True)
             if not page.kvs or page.kvs[0].mod_revision != position.event_revision:
                 why = f"{said}, but the event of revision {position.event_revision} is not in etcd any more"
                 await self._stop(why, seen=revision)
@@ -189,8 +162,8 @@ class Lineage:
         if found.doubt is None:
             raise errors.NotInDoubt("there is nothing to decide: etcd has not gone back")
         incarnation = max(self.incarnation, found.incarnation) + 1
-        keys = self._keys
-        result = await self._kv.txn(
+        keys = self.keys
+        result = await self.store.txn(
             [Compare(keys.doubt, Target.MOD, found.doubt.mod_revision)],
             [
                 Delete(keys.doubt),
@@ -208,8 +181,8 @@ class Lineage:
     # ---- looking
 
     async def _look(self) -> tuple[Page, _Found]:
-        keys = self._keys
-        page = await self._kv.range(keys.lineage, prefix_end(keys.lineage))
+        keys = self.keys
+        page = await self.store.range(keys.lineage, prefix_end(keys.lineage))
         found = _Found()
         for kv in page.kvs:
             if kv.key == keys.uid:
@@ -221,7 +194,7 @@ class Lineage:
         return page, found
 
     async def _check(self) -> None:
-        interruptions, floor = self._kv.interruptions, self._seen
+        interruptions, floor = self.store.interruptions, self._seen
         page, found = await self._look()
         self._flagged = found.doubt is not None
         if self._proved_at < 0 or found.incarnation > self.incarnation:
@@ -257,7 +230,7 @@ class Lineage:
 
     def _settle(self) -> None:
         self.doubt = None
-        self._turns += 1
+        self.turns += 1
         self._on_turn()
         self._settled.set()
 
@@ -275,7 +248,7 @@ class Lineage:
         if self._anchor is None or interruptions == self._proved_at:
             return ""
         key, revision, noted_at = self._anchor
-        page = await self._kv.range(key, keys_only=True)
+        page = await self.store.range(key, keys_only=True)
         if page.kvs and page.kvs[0].mod_revision == revision:
             return ""
         if not page.kvs and asyncio.get_running_loop().time() - noted_at > ANCHOR_GOOD_FOR_S:
@@ -284,8 +257,8 @@ class Lineage:
 
     async def _name_it(self) -> None:
         uid = self.uid or self._new_id()
-        key = self._keys.uid
-        result = await self._kv.txn([Compare(key, Target.CREATE, 0)], [Put(key, uid.encode())], [Read(key)])
+        key = self.keys.uid
+        result = await self.store.txn([Compare(key, Target.CREATE, 0)], [Put(key, uid.encode())], [Read(key)])
         self.uid = uid if result.succeeded else result.reads[0].kvs[0].value.decode()
 
     # ---- stopping
@@ -300,14 +273,14 @@ class Lineage:
         if self.doubt is None:
             log.error("etcd was restored or exchanged: nothing is changed until an admin decides", why=doubt.why)
         self.doubt = doubt
-        self._turns += 1
+        self.turns += 1
         self._on_turn()
 
     async def _flag(self, doubt: Doubt) -> None:
         """Puts the flag up, and with it every leader down. Where that fails the next check does it."""
-        keys = self._keys
+        keys = self.keys
         try:
-            await self._kv.txn(
+            await self.store.txn(
                 [Compare(keys.doubt, Target.CREATE, 0)],
                 [
                     Put(keys.doubt, doubt.SerializeToString()),
@@ -319,25 +292,31 @@ class Lineage:
         else:
             self._flagged = True
 
-    def _refuse(self) -> None:
+    def refuse(self) -> None:
+        """Raises StoreInDoubt while there is doubt."""
         if self.doubt is not None:
             raise errors.StoreInDoubt(self.doubt.why)
 
-    async def _prove(self) -> None:
-        """Before anything is written or believed. Raises StoreInDoubt, Unavailable."""
-        while self.doubt is None and self._kv.interruptions != self._proved_at:
-            await self.check()
-        self._refuse()
+    @property
+    def unproved(self) -> bool:
+        """Whether something has happened since it was last known to be the same store."""
+        return self.doubt is None and self.store.interruptions != self._proved_at
 
-    async def _judge(self, revision: int, cluster: int, floor: int) -> None:
+    async def prove(self) -> None:
+        """Before anything is written or believed. Raises StoreInDoubt, Unavailable."""
+        while self.unproved:
+            await self.check()
+        self.refuse()
+
+    async def judge(self, revision: int, cluster: int, floor: int) -> None:
         """Of an answer to a question that was asked when the store had reached `floor`."""
         if self.doubt is not None:
             return
         if revision < floor or self._foreign(cluster):
-            turns = self._turns
+            turns = self.turns
             await self.check()
-            self._refuse()
-            if turns != self._turns:
+            self.refuse()
+            if turns != self.turns:
                 raise errors.LineageChanged("the store was restored, and that was accepted")
             return
         self._cluster = self._cluster or cluster
@@ -347,157 +326,19 @@ class Lineage:
         """Whether this is the identity of another store; 0 says nothing."""
         return bool(cluster and self._cluster) and cluster != self._cluster
 
-    # ---- the KV protocol
-
-    async def range(
-        self,
-        key: bytes,
-        end: bytes = b"",
-        *,
-        limit: int = 0,
-        revision: int = 0,
-        keys_only: bool = False,
-        min_mod_revision: int = 0,
-    ) -> Page:
-        floor = self._seen
-        page = await self._kv.range(
-            key, end, limit=limit, revision=revision, keys_only=keys_only, min_mod_revision=min_mod_revision
-        )
-        await self._judge(page.revision, page.cluster, floor)
-        return page
-
-    async def pages(
-        self, prefix: bytes, *, revision: int = 0, keys_only: bool = False, page_keys: int = 0
-    ) -> AsyncGenerator[Page, None]:
-        floor, turns, first = self._seen, self._turns, not revision
-        pages = self._kv.pages(prefix, revision=revision, keys_only=keys_only, page_keys=page_keys)
-        async with aclosing(pages) as walk:
-            async for page in walk:
-                if first:  # all pages are of its revision
-                    await self._judge(page.revision, page.cluster, floor)
-                    first = False
-                if turns != self._turns:
-                    raise errors.LineageChanged("the store was restored while it was read")
-                yield page
-
-    async def put(self, key: bytes, value: bytes, *, lease: int = 0) -> int:
-        return (await self.txn([], [Put(key, value, lease)])).revision
-
-    async def delete(self, key: bytes, end: bytes = b"") -> int:
-        await self._prove()
-        return await self._kv.delete(key, end)
-
-    async def txn(
-        self,
-        compares: Sequence[Compare],
-        then: Sequence[Put | Delete],
-        otherwise: Sequence[Read] = (),
-        *,
-        timeout_s: float | None = None,
-    ) -> TxnResult:
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._prove()
-        except TimeoutError as error:
-            raise errors.Unavailable("the store did not answer in time") from error
-        floor, doubt = self._seen, self._keys.doubt
-        try:
-            result = await self._kv.txn(
-                [*compares, Compare(doubt, Target.CREATE, 0)], then, [*otherwise, Read(doubt)], timeout_s=timeout_s
-            )
-        except errors.NoSpace:
-            self.no_space.set()
-            raise
-        await self._judge(result.revision, result.cluster, floor)
-        if not result.succeeded and result.reads.pop().kvs:
-            await self.check()
-            self._refuse()
-            raise errors.Unavailable("the store was in doubt for a moment")
-        return result
-
-    async def watch(
-        self, key: bytes, end: bytes = b"", *, start_revision: int, deletes: bool = True
-    ) -> AsyncGenerator[WatchBatch, None]:
-        turns = self._turns
-        batches = self._kv.watch(key, end, start_revision=start_revision, deletes=deletes)
-        async with aclosing(batches) as source:
-            async for batch in source:
-                await self._prove_before_believing()
-                if turns != self._turns:
-                    self._refuse()
-                    raise errors.LineageChanged("the store was restored, and that was accepted")
-                self._note(batch)
-                yield batch
-
-    async def _prove_before_believing(self) -> None:
-        """What the watch brought after an interruption may come from another store."""
-        while self.doubt is None and self._kv.interruptions != self._proved_at:
+    async def prove_before_believing(self) -> None:
+        """As `prove`, for what a watch brought after an interruption: it may come from another store."""
+        while self.unproved:
             try:
                 await self.check()
             except errors.Unavailable:
                 await asyncio.sleep(RETRY_PAUSE_S)
 
-    def _note(self, batch: WatchBatch) -> None:
-        keys = self._keys
+    def note(self, batch: WatchBatch) -> None:
+        """What was followed: the newest event of it must be there from now on."""
+        keys = self.keys
         for event in reversed(batch.events):
             key = event.kv.key
             if not event.deleted and key.startswith(keys.all_events) and not key.startswith(keys.all_marks):
                 self._anchor = key, event.kv.mod_revision, asyncio.get_running_loop().time()
                 return
-
-    async def grant_lease(self, ttl_s: int) -> LeaseGrant:
-        if self.doubt is not None:
-            try:
-                async with asyncio.timeout(SETTLING_S):
-                    await self.settled()
-            except TimeoutError:
-                self._refuse()
-        await self._prove()
-        try:
-            return await self._kv.grant_lease(ttl_s)
-        except errors.NoSpace:
-            self.no_space.set()
-            raise
-
-    async def keep_alive(self, lease: int) -> int:
-        self._refuse()
-        return await self._kv.keep_alive(lease)
-
-    async def revoke_lease(self, lease: int) -> None:
-        await self._kv.revoke_lease(lease)
-
-    async def compact(self, revision: int) -> None:
-        await self._kv.compact(revision)
-
-    async def free_space(self) -> None:
-        await self._kv.free_space()
-
-    async def status(self) -> Status:
-        return await self._kv.status()
-
-    async def close(self) -> None:
-        await self._kv.close()
-
-
-class _Beside:
-    """`Lineage.beside`: reads and watches as `Lineage` does, writes and leases whether or not there is doubt."""
-
-    def __init__(self, lineage: Lineage, kv: KV) -> None:
-        self._lineage = lineage
-        self.range = lineage.range
-        self.pages = lineage.pages
-        self.watch = lineage.watch
-        self.status = lineage.status
-        self.put = kv.put
-        self.delete = kv.delete
-        self.txn = kv.txn
-        self.grant_lease = kv.grant_lease
-        self.keep_alive = kv.keep_alive
-        self.revoke_lease = kv.revoke_lease
-        self.compact = kv.compact
-        self.free_space = kv.free_space
-        self.close = kv.close
-
-    @property
-    def interruptions(self) -> int:
-        return self._lineage.interruptions
