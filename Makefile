@@ -6,10 +6,10 @@ PY   := $(VENV)/bin/python
 args ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup proto demo up test faults lint format bench clean
+.PHONY: help setup proto demo up test faults sim-long lint format bench clean
 
 help:  ## Show what there is
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
 setup:  ## Everything a developer needs: .venv, generated code, Docker engine, etcd
 	@scripts/setup.sh --dev
@@ -32,6 +32,11 @@ test:  ## All checks and every test that can run here (args="..." goes to pytest
 faults:  ## Break a real cluster on make-believe hosts, as root, for an hour (args="--scale 0.1" for less)
 	@scripts/setup.sh --dev
 	@$(PY) -m tests.faults --save bench/results/faults.json $(args)
+
+sim-long:  ## 100,000 simulated faults, then every planted bug from the first seed on (an hour of two cores)
+	@scripts/setup.sh --dev --no-system
+	@$(PY) -m tests.sim --total-faults 100000
+	@$(PY) -m tests.sim --hunt
 
 lint:  ## Format, style, types, import rules, proto
 	@scripts/setup.sh --dev --no-system

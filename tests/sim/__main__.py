@@ -1,33 +1,138 @@
-"""Runs seeds from the command line: `python -m tests.sim 17` replays one, `python -m tests.sim 0 1000` many."""
+"""Runs seeds from the command line.
 
+python -m tests.sim 17                                   replay one, and tell everything that happens
+python -m tests.sim 17 --faults 3,20 --commands 4        the same with these faults and commands only
+python -m tests.sim 0 1000                               many; those that fail are shrunk to such a line
+python -m tests.sim --seconds 300 | --total-faults 100000    as many as fit
+python -m tests.sim --hunt                               every planted bug: the first seed that finds it
+"""
+
+import argparse
+import itertools
+import json
 import logging
+import os
 import sys
 import time
-import traceback
+from collections.abc import Iterator
+from dataclasses import asdict
 
 import structlog
 
-from tests.sim.virtual_time import run
-from tests.sim.world import World
+from tests.sim import runner
 
 
-def main(arguments: list[str]) -> int:
-    first = int(arguments[0]) if arguments else 0
-    last = int(arguments[1]) if len(arguments) > 1 else first + 1
-    level = logging.DEBUG if last == first + 1 else logging.CRITICAL
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(level))
-    started, failed = time.monotonic(), []
-    for seed in range(first, last):
-        world = World(seed)
-        try:
-            run(world.run())
-        except Exception:
-            failed.append(seed)
-            traceback.print_exc()
-    per_minute = (last - first) / (time.monotonic() - started) * 60
-    print(f"{last - first} seeds, {per_minute:.0f} a minute, failed: {failed or 'none'}")
+def main() -> int:
+    given = _parse()
+    runner.fixed_hashes()
+    if given.hunt is not None:
+        _quiet()
+        return _hunt(given)
+    if given.first is not None and given.last is None:
+        return _replay(given)
+    _quiet()
+    return _many(given)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.sim", description="Simulate PWM under faults.")
+    parser.add_argument("first", type=int, nargs="?")
+    parser.add_argument("last", type=int, nargs="?")
+    parser.add_argument("--faults", type=_numbers, help="only these, by number")
+    parser.add_argument("--commands", type=_numbers, help="only these, by number")
+    parser.add_argument("--plant", help="with this bug planted")
+    parser.add_argument("--seconds", type=float, help="until so much time has passed")
+    parser.add_argument("--total-faults", type=int, help="until so many faults have struck")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--hunt", nargs="?", const="", help="look for planted bugs (or one), from seed FIRST on")
+    parser.add_argument("--json", action="store_true", help="one line of JSON for each seed")
+    parser.add_argument("--no-shrink", action="store_true")
+    return parser.parse_args()
+
+
+def _numbers(text: str) -> list[int]:
+    return [] if text == "none" else [int(part) for part in text.split(",")]
+
+
+def _text(numbers: list[int]) -> str:
+    return ",".join(map(str, numbers)) or "none"
+
+
+def _quiet() -> None:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR), processors=[runner.listen])
+    import tests.sim.planted
+    import tests.sim.world  # noqa: F401 - before children are made
+
+
+def _replay(given: argparse.Namespace) -> int:
+    outcome = runner.run(given.first, only=given.faults, commands=given.commands, plant=given.plant, verbose=True)
+    print(outcome.trace or outcome)
+    print(outcome.error or f"seed {given.first} went well")
+    return 1 if outcome.error else 0
+
+
+def _seeds(given: argparse.Namespace, struck: list[int]) -> Iterator[int]:
+    started = time.monotonic()
+    stop = given.last if given.last is not None else sys.maxsize
+    for seed in itertools.takewhile(lambda s: s < stop, itertools.count(given.first or 0)):
+        if given.seconds is not None and time.monotonic() - started > given.seconds:
+            return
+        if given.total_faults is not None and struck[0] >= given.total_faults:
+            return
+        yield seed
+
+
+def _many(given: argparse.Namespace) -> int:
+    started, count, struck, failed = time.monotonic(), 0, [0], []
+    for outcome in runner.run_many(_seeds(given, struck), workers=given.workers, plant=given.plant):
+        count += 1
+        struck[0] += outcome.faults
+        if given.json:
+            print(json.dumps(asdict(outcome)), flush=True)
+        if outcome.error:
+            failed.append(outcome)
+            print(f"seed {outcome.seed} failed: {outcome.error}", file=sys.stderr, flush=True)
+    seconds = time.monotonic() - started
+    for outcome in [] if given.no_shrink else failed[:5]:
+        only, commands, last = runner.shrink(outcome, plant=given.plant)
+        plant = f" --plant {given.plant}" if given.plant else ""
+        print(f"python -m tests.sim {outcome.seed} --faults {_text(only)} --commands {_text(commands)}{plant}")
+        print(f"    {last.error}")
+    rate = count / seconds * 60
+    print(
+        f"{count} seeds, {struck[0]:,} faults, {rate:.0f} seeds a minute with {given.workers} workers, "
+        f"{len(failed)} failed",
+        file=sys.stderr,
+    )
     return 1 if failed else 0
 
 
+def _hunt(given: argparse.Namespace) -> int:
+    """A seed that fails without the bug as well does not count."""
+    from tests.sim.planted import BUGS, SEEDS_AT_MOST
+
+    missed, failing_anyway = 0, dict[int, bool]()
+
+    def is_found(outcome: runner.Outcome) -> bool:
+        if not outcome.error:
+            return False
+        if outcome.seed not in failing_anyway:
+            failing_anyway[outcome.seed] = bool(runner.run(outcome.seed).error)
+        return not failing_anyway[outcome.seed]
+
+    first = given.first or 0
+    seeds = range(first, given.last if given.last is not None else first + SEEDS_AT_MOST)
+    for bug in BUGS.values():
+        if given.hunt and bug.name not in given.hunt.split(","):
+            continue
+        outcomes = runner.run_many(iter(seeds), workers=given.workers, plant=bug.name)
+        found = next((outcome for outcome in outcomes if is_found(outcome)), None)
+        missed += found is None
+        said = "not found" if found is None else f"seed {found.seed:4}  {found.error[:140]}"
+        print(f"{bug.name:40} {said}", flush=True)
+    print(f"{missed} of {len(BUGS)} not found", file=sys.stderr)
+    return 1 if missed else 0
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -1,322 +1,250 @@
-"""A whole PWM in one process and virtual time: real controllers and dispatchers on the store in memory, scripted
-agents, clients, and a seeded stream of faults. Everything random comes from the seed, so that a seed that
-fails fails again.
+"""A whole PWM in one process and virtual time: real controllers, agents and store clients on simulated etcd, network,
+clocks and Docker, with clients that keep a ledger and a list of faults. Everything random comes from the seed.
+
+A run: everything starts in calm; then the storm, in which clients work and faults strike; then calm again, in
+which everything has to settle. The judge (`checker`) looks at every transaction and every container.
 """
 
-import asyncio
 import random
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any
 
-from pwm.api.v1 import services_pb2 as api
 from pwm.api.v1.common_pb2 import Actor
 from pwm.api.v1.events_pb2 import TokenIssued
 from pwm.api.v1.identity_pb2 import TokenSpec
-from pwm.controlplane.plane import ControlPlane
-from pwm.controlplane.auth import Principal, token_uid
-from pwm.controlplane.bootstrap import Bootstrap
-from pwm.controlplane.clock import Clock
-from pwm.controlplane.context import CallContext
+from pwm.controlplane.auth import token_uid
 from pwm.controlplane.core.decide import Change
-from pwm.controlplane.errors import ApiError
-from pwm.controlplane.store import errors
-from pwm.controlplane.store.keys import Keys
-from pwm.controlplane.store.kv import KV, WatchEvent
-from pwm.controlplane.store.memory import MemoryKV
-from pwm.controlplane.store.weather import CALM, Fault, Weather
-from tests.sim.checker import Checker
-from tests.sim.machines import Agent, Machine, Wire
+from pwm.controlplane.core.nodes import NodeTimes
+from tests.sim import faults
+from tests.sim.checker import Broken, Checker
+from tests.sim.docker import Machine
+from tests.sim.etcd import PORT as ETCD_PORT
+from tests.sim.etcd import EtcdCluster
+from tests.sim.faults import Fault
+from tests.sim.loop import ProcessFailed, Universe
+from tests.sim.network import Host, Network
+from tests.sim.processes import KEYS, NODE_TOKEN, Client, Command, Controller, NodeAgent
 
-KEYS = Keys(b"/sim/")
-NODE_TOKEN = "pwm_sim_node"
-# Virtual time of a run: faults and commands, then calm in which everything must settle.
-STORM_S = 60.0
-CALM_S = 150.0
-
-
-class SimClock(Clock):
-    def __init__(self, rng: random.Random) -> None:
-        self._rng = rng
-
-    def now_ms(self) -> int:
-        return 1_700_000_000_000 + int(asyncio.get_running_loop().time() * 1000)
-
-    def monotonic_s(self) -> float:
-        return asyncio.get_running_loop().time()
-
-    def new_id(self) -> str:
-        return f"{self._rng.getrandbits(80):020x}"
-
-    def seed(self) -> int:
-        return self._rng.getrandbits(32)
+WALL_MS = 1_700_000_000_000
+# Before the first fault, everything runs; if not by then, something is wrong without any fault.
+START_S = 20.0
+STORM_S = 75.0
+FAULTS = 45
+# I7 gives two minutes after the last fault.
+CALM_S = 120.0
+LOOK_EVERY_S = 3.0
+VIEWS_EVERY_S = 10.0
+COMMANDS = 25
+# When a silent node is lost; grace and self-fence follow from it. By default two minutes: too long to see much.
+LOST_AFTER_MS = (12_000, 20_000, 30_000)
+# Clocks run by so much too fast or slow at the most; ordinary ones are a hundred times better.
+DRIFT = 0.005
 
 
-class WatchedKV(MemoryKV):
-    """The store, with the judge behind it."""
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How large a world is; from the seed, too."""
 
-    def __init__(self, checker: Checker, rng: random.Random) -> None:
-        super().__init__(forecast=self._weather)
-        self._checker = checker
-        self._rng = rng
-        self.stormy = False
-
-    def _grow(self, revision: int, events: list[WatchEvent]) -> None:
-        self._checker.transaction(revision, events)
-        super()._grow(revision, events)
-
-    def _weather(self, operation: str) -> Weather:
-        delay_s = self._rng.expovariate(1 / 0.001)
-        if not self.stormy or self._rng.random() > 0.01:
-            return Weather(delay_s) if self.stormy else CALM
-        return Weather(delay_s, self._rng.choice(list(Fault)))
-
-
-class Cord:
-    """One replica's connection to the store. Once cut, nothing comes through any more: kill -9, or a partition."""
-
-    def __init__(self, kv: KV) -> None:
-        self._kv = kv
-        self.cut = False
-
-    def __getattr__(self, name: str) -> Any:
-        operation = getattr(self._kv, name)
-        if name in ("watch", "pages"):
-
-            async def stream(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
-                async for item in operation(*args, **kwargs):
-                    self._check()
-                    yield item
-
-            return stream
-
-        async def call(*args: Any, **kwargs: Any) -> Any:
-            self._check()
-            result = await operation(*args, **kwargs)
-            if self.cut:
-                raise errors.Ambiguous("cut off before the answer came")
-            return result
-
-        return call
-
-    def _check(self) -> None:
-        if self.cut:
-            raise errors.Unavailable("cut off from the store")
+    controllers: int
+    machines: int
+    clients: int
 
 
 class World:
-    def __init__(self, seed: int) -> None:
-        self.rng = random.Random(seed)
-        self.checker = Checker(KEYS)
-        self.kv = WatchedKV(self.checker, self.rng)
-        self.clock = SimClock(self.rng)
-        self.planes: list[tuple[ControlPlane, Cord, asyncio.Task[None]]] = []
-        self.machines = [
-            Machine(f"n{i}", gpus=self.rng.choice([0, 2, 4]), cpus=8, rng=self.rng, checker=self.checker)
-            for i in range(3)
+    """One run. `only` leaves out all faults but those, `commands` all commands but those."""
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        only: Collection[int] | None = None,
+        commands: Collection[int] | None = None,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
+        """`tell` is given a line for each thing that happens."""
+        self.seed = seed
+        self._tell = tell
+        rng = self._rng("shape")
+        self.shape = Shape(rng.choice([2, 3, 3]), rng.choice([2, 3, 4]), 2)
+        made = faults.make(self._rng("faults"), count=FAULTS, storm_s=STORM_S)
+        self.faults = [f for f in made if only is None or f.number in only]
+        self.struck = 0
+        self.universe = Universe()
+        self.network = Network(self.universe, self._rng("network"))
+        times = NodeTimes.of(lost_after_ms=rng.choice(LOST_AFTER_MS))
+        self.checker = Checker(KEYS, self.universe, times=times, tell=tell)
+        hosts = [self._host(f"e{i}", rng) for i in range(3)]
+        self.etcd = EtcdCluster(self.network, self._rng("etcd"), hosts, self._committed)
+        members = [f"{host.name}:{ETCD_PORT}" for host in hosts]
+        self.controllers = [
+            Controller(self.network, self._host(f"c{i}", rng), etcd=members, seed=seed, times=times, judge=self.checker)
+            for i in range(self.shape.controllers)
         ]
-        self.agents: dict[str, asyncio.Task[None]] = {}
-        self._calls: set[asyncio.Task[None]] = set()
-        self._generation = 0
-        self.faults = 0
+        self.agents = [self._agent(i, rng) for i in range(self.shape.machines)]
+        self.clients = self._clients(commands)
+        self._last_trouble = ""
+
+    def _rng(self, purpose: str) -> random.Random:
+        return random.Random(f"{self.seed} {purpose}")
+
+    def _host(self, name: str, rng: random.Random) -> Host:
+        wall_ms = WALL_MS + rng.choice([0, 0, rng.randint(-2000, 2000)])
+        return self.network.add(Host(name, rate=1 + rng.uniform(-DRIFT, DRIFT), wall_ms=wall_ms))
+
+    def _agent(self, number: int, rng: random.Random) -> NodeAgent:
+        machine = Machine(
+            self.network, f"n{number}", gpus=rng.choice([0, 2, 4]), cpus=8, seed=self.seed,
+            rate=1 + rng.uniform(-DRIFT, DRIFT), wall_ms=WALL_MS, witness=self.checker,
+        )  # fmt: skip
+        self.network.add(machine)
+        servers = [controller.agents_address for controller in self.controllers]
+        shift = number % len(servers)
+        return NodeAgent(self.network, machine, servers=servers[shift:] + servers[:shift], judge=self.checker)
+
+    def _clients(self, only: Collection[int] | None) -> list[Client]:
+        clients = []
+        for i in range(self.shape.clients):
+            rng = self._rng(f"client {i}")
+            times = sorted(rng.uniform(0.0, STORM_S) for _ in range(COMMANDS))
+            commands = [self._command(rng, i, i * COMMANDS + n, at_s) for n, at_s in enumerate(times)]
+            kept = [c for c in commands if only is None or c.number in only]
+            servers = [controller.users_address for controller in self.controllers]
+            host = self.network.add(Host(f"k{i}", wall_ms=WALL_MS))
+            clients.append(Client(self.network, host, servers=servers, commands=kept, ledger=self.checker))
+        return clients
+
+    @staticmethod
+    def _command(rng: random.Random, client: int, number: int, at_s: float) -> Command:
+        verb = rng.choice(["apply", "apply", "apply", "note", "note", "scale", "scale", "stop", "restart", "delete"])
+        if verb == "note":
+            return Command(number, at_s, verb, f"ledger{client}", number)
+        value = rng.randint(0, 4) if verb == "scale" else rng.getrandbits(16)
+        return Command(number, at_s, verb, f"w{rng.randrange(5)}", value)
 
     # ---- a run
 
-    async def run(self) -> None:
-        await self._begin()
-        self.kv.stormy = True
-        storm = [asyncio.ensure_future(self._trouble()), *(asyncio.ensure_future(self._client()) for _ in range(2))]
-        await asyncio.wait(storm, timeout=STORM_S, return_when=asyncio.FIRST_EXCEPTION)
-        for task in storm:
-            task.cancel()
-        for outcome in await asyncio.gather(*storm, return_exceptions=True):
-            if isinstance(outcome, Exception):
-                raise outcome
-        await self._calm_down()
-        await self._sleep(CALM_S)
-        self._judge()
-        await self._end()
+    def run(self) -> None:
+        """Raises Broken, or whatever else went wrong."""
+        self._begin()
+        start_s = self.universe.now_s
+        for fault in self.faults:
+            self.universe.later(fault.at_s, self._strike, fault)
+        for client in self.clients:
+            client.start()
+        self.universe.later(VIEWS_EVERY_S, self._look_at_views)
+        self.universe.run(lambda: self.universe.now_s >= start_s + STORM_S)
+        self._calm_down()
+        self._settle()
+        self.checker.check_ledger()
 
-    async def _begin(self) -> None:
-        for _ in range(2):
-            self._start_plane()
-        plane = self.planes[0][0]
-        await plane.view.wait_for(0)
-        await Bootstrap(view=plane.view, commands=plane.commands, clock=self.clock).run(
-            admin_token_file=None, node_token_file=None
-        )
+    def _begin(self) -> None:
+        for controller in self.controllers:
+            controller.start()
+        self._run_until(lambda: any(c.serving for c in self.controllers), "no controller serves")
+        self._issue_token()
+        for agent in self.agents:
+            agent.start()
+        self._run_until(lambda: not self._trouble(), "the cluster does not begin")
+
+    def _run_until(self, condition: Any, otherwise: str) -> None:
+        deadline = self.universe.now_s + START_S
+        self.universe.run(lambda: condition() or self.universe.now_s > deadline)
+        if not condition():
+            raise Broken(f"I7: {otherwise}: {self._last_trouble}")
+
+    def _issue_token(self) -> None:
+        controller = next(c for c in self.controllers if c.serving)
         uid = token_uid(NODE_TOKEN)
         token = Change("Token", uid, uid, "", None, (TokenIssued(spec=TokenSpec(node="pwm.all")),))
-        await plane.commands.run(lambda: [token], actor=Actor(name="sim"))
-        for machine in self.machines:
-            self._start_agent(machine)
+        done = []
 
-    async def _calm_down(self) -> None:
-        self.kv.stormy = False
-        for _, cord, _ in self.planes:
-            cord.cut = False
-        while len(self.planes) < 2:
-            self._start_plane()
-        for machine in self.machines:
-            if self.agents[machine.name].done():
-                self._start_agent(machine)
+        async def issue() -> None:
+            assert controller.plane is not None
+            await controller.plane.commands.run(lambda: [token], actor=Actor(name="sim"))
+            done.append(True)
 
-    def _judge(self) -> None:
-        for plane, _, task in self.planes:
-            if task.done():
-                task.result()
-            self.checker.check_view(plane.view)
-        plane = self.planes[0][0]
-        self.checker.check_settled(plane.view, plane.cluster, now_ms=self.clock.now_ms())
+        controller.process.loop.call_soon(lambda: controller.process.loop.create_task(issue()) and None)
+        self._run_until(lambda: done, "no token can be issued")
 
-    async def _end(self) -> None:
-        tasks = [*self.agents.values(), *self._calls, *(task for _, _, task in self.planes)]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for plane, _, _ in self.planes:
-            await plane.store.close()
-        await self.kv.close()
+    def _strike(self, fault: Fault) -> None:
+        self.struck += 1
+        end = faults.KINDS[fault.kind].strike(self, random.Random(fault.luck))
+        self._say(f"fault {fault}")
+        if end is not None:
+            self.universe.later(fault.lasts_s, end)
 
-    # ---- parts
+    def _calm_down(self) -> None:
+        """Whatever is still down comes up; faults that last have ended by themselves."""
+        self._say("the storm is over")
+        self.universe.run(self._after(0.01))
+        for member in self.etcd.members:
+            self.etcd.start(member)
+        for program in (*self.controllers, *self.agents):
+            program.start()
 
-    def _start_plane(self) -> None:
-        self._generation += 1
-        cord = Cord(self.kv)
-        plane = ControlPlane(
-            kv=cord,  # type: ignore[arg-type]
-            keys=KEYS, replica=f"r{self._generation}", address="", clock=self.clock,
-        )  # fmt: skip
-        self.planes.append((plane, cord, asyncio.ensure_future(plane.run())))
+    def _after(self, seconds: float) -> Any:
+        until_s = self.universe.now_s + seconds
+        self.universe.later(seconds, lambda: None)
+        return lambda: self.universe.now_s >= until_s
 
-    def _start_agent(self, machine: Machine) -> None:
-        self.agents[machine.name] = asyncio.ensure_future(Agent(machine, self._dial, NODE_TOKEN).run())
+    def _settle(self) -> None:
+        """I7: within two minutes nothing is left to do, and stays so."""
+        deadline = self.universe.now_s + CALM_S
+        quiet = 0
+        while quiet < 2:
+            self.universe.run(self._after(LOOK_EVERY_S))
+            trouble = self._trouble() or ("" if all(c.done for c in self.clients) else "a client still waits")
+            quiet = 0 if trouble else quiet + 1
+            if trouble and self.universe.now_s > deadline:
+                raise Broken(trouble)
+        for controller in self.controllers:
+            assert controller.plane is not None
+            self.checker.check_view(controller.plane.view, complete=True)
 
-    def _dial(self, wire: Wire) -> asyncio.Task[None] | None:
-        """An agent dials some replica; the replica's side of the call runs as a task."""
-        reachable = [plane for plane, _, task in self.planes if not task.done()]
-        if not reachable:
-            return None
-        plane = self.rng.choice(reachable)
-        task = asyncio.ensure_future(self._serve(plane, wire))
-        self._calls.add(task)
-        task.add_done_callback(self._calls.discard)
-        return task
-
-    async def _serve(self, plane: ControlPlane, wire: Wire) -> None:
+    def _trouble(self) -> str:
+        """Why the cluster has not settled; empty: it has."""
+        planes = [c.plane for c in self.controllers if c.running and c.serving and c.plane is not None]
+        if len(planes) < len(self.controllers) or not all(agent.running for agent in self.agents):
+            self._last_trouble = "somebody is not there"
+            return self._last_trouble
         try:
-            # Without a view nobody can be authenticated; the real server opens its doors after that, too.
-            await plane.view.wait_for(0)
-            with suppress(Exception):
-                await plane.dispatcher.Session(None, wire)
-        finally:
-            wire.cut()
+            self.checker.check_views([plane.view for plane in planes])
+            machines = [agent.machine for agent in self.agents]
+            joined = sum(kind == "Node" for kind, _ in self.checker.states)
+            if joined < len(machines):
+                raise Broken(f"I7: {joined} of {len(machines)} nodes have joined")
+            self.checker.check_settled(planes[0].cluster, machines, now_ms=planes[0].clock.now_ms())
+        except Broken as broken:
+            self._last_trouble = str(broken)
+            return self._last_trouble
+        return ""
 
-    # ---- faults
+    def _look_at_views(self) -> None:
+        for controller in self.controllers:
+            if controller.running and controller.plane is not None and controller.plane.view.synced:
+                self.checker.check_view(controller.plane.view)
+        self.universe.later(VIEWS_EVERY_S, self._look_at_views)
 
-    async def _trouble(self) -> None:
-        kinds = (self._kill_plane, self._kill_agent, self._partition, self._compact)
-        while True:
-            await self._sleep(self.rng.expovariate(1 / 3.0))
-            self.faults += 1
-            await self.rng.choice(kinds)()
+    # ---- what faults and the judge ask
 
-    async def _kill_plane(self) -> None:
-        plane, cord, task = self.planes.pop(self.rng.randrange(len(self.planes)))
-        cord.cut = True
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        plane.dispatcher.restart_sessions()
-        await plane.store.close()
-        await self._sleep(self.rng.uniform(0.0, 2.0))
-        self._start_plane()
+    def leader(self) -> Controller | None:
+        """The controller that leads the zone, as the store has it."""
+        name = self.checker._leader.decode()
+        return next((c for c in self.controllers if c.process.name == name and c.running), None)
 
-    async def _kill_agent(self) -> None:
-        machine = self.rng.choice(self.machines)
-        task = self.agents[machine.name]
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await self._sleep(self.rng.uniform(0.0, 3.0))
-        self._start_agent(machine)
+    def _committed(self, revision: int, events: Any, author: Any) -> None:
+        self.checker.transaction(revision, events, author)
+        if self._tell is not None:
+            self._tell(f"{'etcd':6} revision {revision} by {author.name if author else 'nobody'}")
+            for event in self.checker.commits.get(revision, ()):
+                payload = event.WhichOneof("payload")
+                said = " ".join(str(getattr(event, payload)).split())[:160]
+                self._tell(f"{'log':6} {event.kind} {event.name} v{event.version} {payload} {said}")
 
-    async def _partition(self) -> None:
-        _, cord, _ = self.rng.choice(self.planes)
-        cord.cut = True
-        await self._sleep(self.rng.uniform(0.5, 8.0))
-        cord.cut = False
+    def _say(self, what: str) -> None:
+        if self._tell is not None:
+            self._tell(what)
 
-    async def _compact(self) -> None:
-        with suppress(errors.KVError):
-            page = await self.kv.range(b"\0")
-            await self.kv.compact(page.revision)
 
-    # ---- clients
-
-    async def _client(self) -> None:
-        names = [f"w{i}" for i in range(5)]
-        while True:
-            await self._sleep(self.rng.expovariate(1 / 1.0))
-            plane, _, task = self.rng.choice(self.planes)
-            if task.done() or not plane.view.synced:
-                continue
-            try:
-                async with asyncio.timeout(20):
-                    await self._command(plane, self.rng.choice(names))
-            except (ApiError, TimeoutError):
-                continue
-
-    async def _command(self, plane: ControlPlane, name: str) -> None:
-        services = {descriptor.name: servicer for descriptor, servicer in plane.services()}
-        user = plane.view.by_name("User", "admin")
-        context = CallContext(principal=Principal(user=user))
-        workloads, resources = services["WorkloadService"], services["ResourceService"]
-        match self.rng.choice(["apply", "apply", "apply", "scale", "stop", "restart", "delete"]):
-            case "scale":
-                request = api.ScaleRequest(name=name, count=self.rng.randint(0, 4))
-                answer = await workloads.Scale(request, context)  # type: ignore[attr-defined]
-                self.checker.acknowledged(answer.revision, name, changed=answer.changed)
-            case "stop":
-                answer = await workloads.Stop(api.StopRequest(name=name), context)  # type: ignore[attr-defined]
-                self.checker.acknowledged(answer.revision, name, changed=answer.changed)
-            case "restart":
-                answer = await workloads.Restart(api.RestartRequest(name=name), context)  # type: ignore[attr-defined]
-                self.checker.acknowledged(answer.revision, name, changed=True)
-            case "delete":
-                await resources.Delete(api.DeleteRequest(kind="workload", name=name), context)  # type: ignore[attr-defined]
-            case _:
-                await self._apply(resources, context, name)
-
-    async def _apply(self, resources: Any, context: CallContext, name: str) -> None:
-        request = api.ApplyRequest()
-        for document in self._documents(name):
-            request.documents.add().update(document)
-        answer = await resources.Apply(request, context)
-        for result in answer.results:
-            if result.outcome == api.ApplyResult.REFUSED:
-                continue
-            changed = result.outcome != api.ApplyResult.UNCHANGED
-            if changed:
-                found = any(
-                    event.uid == result.uid
-                    for revision, events in self.checker.commits.items()
-                    if revision <= answer.revision
-                    for event in events
-                )
-                assert found, f"I4: {result.name} was acknowledged and is not in the log"
-
-    def _documents(self, name: str) -> Sequence[dict[str, Any]]:
-        rng = self.rng
-        selectors: dict[str, Any] = {"cpu": {"count": rng.choice([1, 2, "500m"])}}
-        if rng.random() < 0.4:
-            selectors["gpu"] = {"count": rng.randint(1, 2)}
-        config = {
-            "cmd": ["run", str(rng.randint(0, 2))],
-            "memory": "1GiB",
-            "restartPolicy": rng.choice(["Never", "OnFailure", "Always"]),
-            "affinity": rng.choice(["Fill", "Distribute", "Random"]),
-        }
-        spec = {"image": "sim", "replica": {"count": rng.randint(1, 3)}, "selectors": selectors, "config": config}
-        return [{"kind": "Workload", "apiVersion": "v1", "metadata": {"name": name}, "spec": spec}]
-
-    async def _sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
+__all__ = ["Broken", "ProcessFailed", "World"]

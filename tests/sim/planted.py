@@ -1,0 +1,363 @@
+"""Bugs that the simulator must find: each takes one thing away that the product does on purpose.
+
+A simulator that finds nothing proves nothing. So each of these is planted into the product's own code (in a
+child process, for one run), and must be found by some seed among the first thousands. A bug that can no
+longer be planted because the code has moved fails loudly: `_patch` and `_edit` insist on what they replace.
+"""
+
+import inspect
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+SEEDS_AT_MOST = 3000
+
+
+@dataclass(frozen=True, slots=True)
+class Bug:
+    """`seed` is one that finds it quickly, for the tests; the hunt looks from the first seed on."""
+
+    name: str
+    sentence: str
+    seed: int
+    plant: Callable[[], None]
+
+
+BUGS: dict[str, Bug] = {}
+
+
+def bug(seed: int) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    def register(plant: Callable[[], None]) -> Callable[[], None]:
+        name = plant.__name__.replace("_", "-")
+        BUGS[name] = Bug(name, (plant.__doc__ or "").strip(), seed, plant)
+        return plant
+
+    return register
+
+
+class MovedOn(Exception):
+    """The code that a bug is planted into is not what it was: plant it elsewhere."""
+
+
+def edit(owner: Any, name: str, *changes: tuple[str, str]) -> None:
+    """Replaces pieces of a function's source, each of which must be there exactly once."""
+    function = inspect.getattr_static(owner, name)
+    wrapped = function.__func__ if isinstance(function, staticmethod | classmethod) else function
+    source = textwrap.dedent(inspect.getsource(wrapped))
+    for before, after in changes:
+        if source.count(before) != 1:
+            raise MovedOn(f"{owner.__name__}.{name} has {source.count(before)} times: {before!r}")
+        source = source.replace(before, after)
+    scope: dict[str, Any] = {}
+    module = inspect.getmodule(wrapped)
+    assert module is not None
+    exec(compile(source, f"<planted in {name}>", "exec"), module.__dict__, scope)
+    made = scope[wrapped.__name__]
+    setattr(owner, name, type(function)(made) if isinstance(function, staticmethod | classmethod) else made)
+
+
+# ---- the store client
+
+
+@bug(seed=0)
+def blind_retry() -> None:
+    """A write whose outcome is unknown is simply sent again by the etcd client."""
+    from pwm.controlplane.store.etcd import EtcdKV
+
+    edit(EtcdKV, "_write", ("if not isinstance(own, errors.Unavailable) or", "if"))
+
+
+@bug(seed=0)
+def ambiguous_taken_for_failed() -> None:
+    """Every error of a write is taken to mean that it was not applied."""
+    from pwm.controlplane.store import etcd, etcd_channels
+
+    edit(
+        etcd_channels, "translate",
+        ("if never_applied else errors.Ambiguous(text)", ""),
+    )  # fmt: skip
+    etcd.translate = etcd_channels.translate
+
+
+@bug(seed=0)
+def commit_not_looked_for() -> None:
+    """After an unknown outcome nobody looks for the commit: a conflict with oneself is taken for another's."""
+    from pwm.controlplane.store.groupcommit import GroupCommit
+
+    edit(GroupCommit, "_attempt", ("await self._applied_at(prepared, found) if unknown else 0", "0"))
+
+
+@bug(seed=0)
+def watch_resumes_at_its_last_revision_plus_two() -> None:
+    """A watch that resumes skips one revision."""
+    from pwm.controlplane.store.etcd_watch import _Position
+
+    edit(
+        _Position,
+        "restart",
+        ("self._fragments = []", "self._fragments = []; self.next_revision += self.next_revision > 50"),
+    )
+
+
+@bug(seed=0)
+def fragments_taken_for_whole() -> None:
+    """The parts of a large revision are delivered one by one: what comes after the first is dropped."""
+    from pwm.controlplane.store.etcd_watch import _Position
+
+    edit(_Position, "accept", ("if answer.fragment:", "if False:"))
+
+
+@bug(seed=0)
+def progress_believed() -> None:
+    """The answer to a progress request counts, although it may overtake events."""
+    from pwm.controlplane.store.etcd_watch import _Position
+
+    edit(_Position, "accept", ("if answer.watch_id != _UNSOLICITED:", "if True:"))
+
+
+@bug(seed=0)
+def compaction_ignored() -> None:
+    """A watch that was compacted away goes on with what comes next: no relist."""
+    from pwm.controlplane.store import etcd_watch
+
+    edit(
+        etcd_watch, "_batches",
+        ("raise errors.Compacted(answer.compact_revision)",
+         "position.next_revision = answer.compact_revision + 1; raise _Broken('compacted')"),
+    )  # fmt: skip
+
+
+@bug(seed=0)
+def lease_counted_from_the_answer() -> None:
+    """The store's clock is not waited for: keys of a lease that was never renewed count as held."""
+    from pwm.controlplane.store.leases import Lease
+
+    edit(Lease, "_extend_to", ("call_at(deadline, self._lose)", "call_at(deadline + 3600, self._lose)"))
+    edit(Lease, "_keep", ("self._lose()", "pass"))
+
+
+# ---- leading
+
+
+@bug(seed=0)
+def no_fence() -> None:
+    """What a leader writes does not depend on its leading."""
+    from pwm.controlplane.commands import Commands
+    from pwm.controlplane.store.keys import Keys
+
+    leader = Keys(b"/sim/").all_leaders
+    for name in ("run", "run_in_parts"):
+        original = getattr(Commands, name)
+
+        def unfenced(self: Any, *args: Any, original: Any = original, guards: Any = (), **kwargs: Any) -> Any:
+            return original(self, *args, guards=[g for g in guards if not g.key.startswith(leader)], **kwargs)
+
+        setattr(Commands, name, unfenced)
+
+
+@bug(seed=0)
+def leads_without_catching_up() -> None:
+    """A new leader begins before it has read what was written before it won."""
+    from pwm.controlplane.leadership import Leadership
+
+    edit(Leadership, "_do", ("await self._view.wait_for(term.revision)", "pass"))
+
+
+@bug(seed=0)
+def no_full_pass() -> None:
+    """A new leader waits for changes instead of looking at everything, and nobody looks again later."""
+    from pwm.controlplane.controllers.workloads import WorkloadController
+
+    edit(WorkloadController, "_mark_due", ("if self._clock.monotonic_s() >= self._next_full_pass_s:", "if False:"))
+
+
+@bug(seed=0)
+def conflicts_swallowed() -> None:
+    """A decision that lost against another is not made again."""
+    from pwm.controlplane.commands import Commands
+
+    edit(
+        Commands, "run",
+        ("await self._catch_up(error.streams)\n            continue", "return Outcome(self._view.revision, ())"),
+    )  # fmt: skip
+
+
+@bug(seed=0)
+def receipts_forgotten() -> None:
+    """A command that is repeated under its key is carried out again."""
+    from pwm.controlplane.commands import Commands
+
+    original = Commands.run
+
+    async def without(self: Any, *args: Any, receipt: Any = None, **kwargs: Any) -> Any:
+        return await original(self, *args, **kwargs)
+
+    Commands.run = without  # type: ignore[method-assign]
+
+
+@bug(seed=0)
+def reads_do_not_wait() -> None:
+    """A replica asked for a revision answers with what it has."""
+    from pwm.controlplane.services.resources import ResourceService
+
+    async def at_once(self: Any, revision: int) -> None: ...
+
+    if not hasattr(ResourceService, "_reach"):
+        raise MovedOn("ResourceService._reach")
+    ResourceService._reach = at_once  # type: ignore[method-assign]
+
+
+@bug(seed=0)
+def lost_is_free() -> None:
+    """The devices of a lost container count as free."""
+    from pwm.controlplane.core.scheduling import cluster
+    from pwm.lifecycle import P
+
+    cluster.LIVE = cluster.LIVE - {P.LOST}
+
+
+@bug(seed=0)
+def lost_without_asking_again() -> None:
+    """A node is called silent or lost although another replica has heard of it in that moment."""
+    from pwm.controlplane.controllers.nodes import NodeController
+
+    edit(NodeController, "_call_silent", ("(self._fence, still_silent)", "(self._fence,)"))
+
+
+@bug(seed=0)
+def silence_by_the_wall_clock() -> None:
+    """How long a node has been silent is measured by a clock that people set."""
+    from pwm.controlplane.presence import Presence
+
+    for name in ("_sessions_are", "contact"):
+        edit(Presence, name, ("self._clock.monotonic_s()", "(self._clock.now_ms() / 1000)"))
+
+
+@bug(seed=0)
+def back_off_by_the_wall_clock() -> None:
+    """The next attempt waits until a time that another machine's clock has named."""
+    from pwm.controlplane.controllers.workloads import WorkloadController
+
+    edit(
+        WorkloadController,
+        "_ready",
+        ("vacancy.not_before_ms <= now_ms or left_ms <= 0", "vacancy.not_before_ms <= now_ms"),
+    )
+
+
+# ---- sessions
+
+
+@bug(seed=0)
+def stale_orders() -> None:
+    """A replica gives an agent its orders without knowing whether its view is up to date."""
+    from pwm.controlplane.dispatcher.dispatcher import Dispatcher
+
+    edit(
+        Dispatcher, "_begin", ("await self._view.wait_for(guard.mod_revision or 0, timeout_s=VIEW_PATIENCE_S)", "pass")
+    )
+
+
+@bug(seed=0)
+def reports_without_epoch() -> None:
+    """Reports of an older session of a node are written, too."""
+    from pwm.controlplane.dispatcher.reports import ReportIntake
+
+    edit(ReportIntake, "_commit", ("guards=self._guards", "guards=()"))
+
+
+@bug(seed=0)
+def acknowledged_too_early() -> None:
+    """Reports are acknowledged when they arrive, not when they are in the log."""
+    from pwm.controlplane.dispatcher.reports import ReportIntake
+
+    edit(
+        ReportIntake, "run",
+        ("await self._arrived.wait()", "await self._arrived.wait()\n        await self._acknowledge(self._sequence)"),
+    )  # fmt: skip
+
+
+@bug(seed=0)
+def heartbeats_acknowledged_blindly() -> None:
+    """A replica tells agents that they are heard without asking the store whether it still counts."""
+    from pwm.controlplane.store.registry import Registry
+
+    edit(Registry, "standing", ("if held:", "if False:"))
+
+
+# ---- the agent
+
+
+@bug(seed=0)
+def no_self_fence() -> None:
+    """An agent that is cut off ends nothing."""
+    from pwm.nodeagent.supervisor import Supervisor
+
+    if not hasattr(Supervisor, "fence"):
+        raise MovedOn("Supervisor.fence")
+    Supervisor.fence = lambda self, fencing: None  # type: ignore[method-assign]
+
+
+@bug(seed=0)
+def gaps_in_orders_overlooked() -> None:
+    """Changes of orders are taken for complete: what got lost between them is not noticed, and something does."""
+    from pwm.controlplane.dispatcher.session import Session
+    from pwm.nodeagent.session import _Session
+
+    edit(_Session, "_assign", ("not assignments.full and assignments.applies_to != self._set", "False"))
+    edit(
+        Session, "_delta",
+        ("base = self._set_number", "base = self._set_number\n    self._lost = getattr(self, '_lost', 0) + 1"
+         "\n    if self._lost % 7 == 0:\n        orders.clear()"),
+    )  # fmt: skip
+
+
+@bug(seed=0)
+def strangers_before_listing() -> None:
+    """An agent that starts takes its engine for empty before it has asked it."""
+    from pwm.nodeagent.container import Container
+
+    edit(Container, "run", ("self._adopt(self._engine)", "pass"))
+
+
+@bug(seed=0)
+def unreported_removed() -> None:
+    """A container is removed before the control plane has acknowledged how it ended."""
+    from pwm.nodeagent import container, step
+
+    edit(step, "_after_the_end", ("if not now.end_acknowledged:", "if False:"))
+    container.next_step = step.next_step
+
+
+@bug(seed=0)
+def started_again() -> None:
+    """A container that somebody removed is created again."""
+    from pwm.nodeagent import container, step
+
+    edit(step, "_absent", ("if now.created_before or now.phase >= P.RUNNING:", "if now.phase >= P.EXITING:"))
+    container.next_step = step.next_step
+
+
+@bug(seed=0)
+def full_set_only_adds() -> None:
+    """Containers that a full set of orders does not name go on."""
+    from pwm.nodeagent.supervisor import Supervisor
+
+    edit(Supervisor, "assign", ("if uid not in self._assigned:", "if False:"))
+
+
+@bug(seed=0)
+def journal_not_kept() -> None:
+    """An agent that starts has forgotten what it has not told yet."""
+    from pwm.nodeagent.journal import Journal
+
+    edit(Journal, "_load", ("self._pending[sequence] = Report.FromString(payload)", "pass"))
+
+
+@bug(seed=0)
+def engine_away_means_gone() -> None:
+    """A container that the engine cannot be asked about has failed."""
+    from pwm.nodeagent.container import Container
+
+    edit(Container, "run", ("except EngineUnreachable as error:", "except ZeroDivisionError as error:"))
