@@ -1,6 +1,7 @@
 """A registry for tests: one image that can be pulled, in as much of the protocol as Docker needs for it.
 
-Engines trust registries on loopback without TLS. `layer_delay_s`, between its chunks, makes a pull last; `denied` asks for a log-in.
+Engines trust registries on loopback without TLS. `layer_delay_s`, between its chunks, makes a pull last; `denied` asks
+for a log-in.
 """
 
 import asyncio
