@@ -89,9 +89,9 @@ class Agent:
             async with self._health.serving(self._config.health_address), asyncio.TaskGroup() as tasks:
                 beside = [tasks.create_task(work) for work in (self._host.logs.run(), self._shells.run())]
                 async with self.supervisor.running():
-                    beside.append(tasks.create_task(self._fence.run(self.supervisor.fence)))
                     # So that the first hello says what there is.
                     await self.supervisor.engines_asked()
+                    beside.append(tasks.create_task(self._fence.run(self.supervisor.fence)))
                     await self.sessions.run()
                 for task in beside:
                     task.cancel()
@@ -112,8 +112,12 @@ class Agent:
         self._fence.leave()
         try:
             async with asyncio.timeout(LEAVE_TIMEOUT_S):
-                await self.sessions.leave()
+                is_known = await self.sessions.leave()
         except TimeoutError:
+            is_known = False
+        if is_known:
+            self._fence.left()
+        else:
             log.warning("left without a word: no controller answers", node=self._config.node)
 
     def _drivers_changed(self) -> None:

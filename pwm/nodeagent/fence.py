@@ -96,12 +96,20 @@ class Fence:
 
     @property
     def promised_ms(self) -> int:
-        """Silence after which no container that may have a successor runs here; 0: nothing is promised."""
-        return self._contact.lost_after_ms if self._contact.self_fence_ms and not self._leaving else 0
+        """Silence after which no container that may have a successor runs here; 0: nothing is promised.
+
+        Nothing is before the first contact: there is no moment yet to count from.
+        """
+        contact = self._contact
+        return contact.lost_after_ms if contact.self_fence_ms and contact.heard_ms and not self._leaving else 0
 
     def leave(self) -> None:
-        """Nobody will be here to keep a promise: none is made any more, until the next start."""
+        """Nobody will be here to keep a promise: none is made any more, until there is contact after the next start."""
         self._leaving = True
+
+    def left(self) -> None:
+        """The control plane knows that nothing is promised: there is nothing to count from."""
+        self._journal.keep_contact(replace(self._contact, heard_ms=0))
 
     @property
     def doubtful(self) -> bool:

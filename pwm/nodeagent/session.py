@@ -132,11 +132,10 @@ class Sessions:
         """Tell the control plane what the machine has now."""
         self._inventory_changed.set()
 
-    async def leave(self) -> None:
-        """Tell the inventory a last time, and end the session once it has arrived; `run` returns."""
+    async def leave(self) -> bool:
+        """Tell the inventory a last time, and end the session once it has arrived; `run` returns. False: it has not."""
         self._leaving = True
-        if self._session is not None:
-            await self._session.leave()
+        return self._session is not None and await self._session.leave()
 
     async def run(self) -> None:
         """Until cancelled, or until `leave`."""
@@ -227,6 +226,8 @@ class _Session:
         # The node's session was announced before it was welcomed.
         owner._fence.heard(sent_ms)
         self._configure(answer.welcome.configure)
+        if owner._fence.promised_ms != hello.inventory.fenced_after_ms:
+            owner.inventory_changed()
         self.welcomed = True
         owner.connected_to = self._address
         log.info("session begins", server=self._address, epoch=answer.welcome.epoch)
@@ -290,7 +291,8 @@ class _Session:
         if configure.heartbeat_ms:
             self._heartbeat_s = configure.heartbeat_ms / 1000
             self._heartbeat_changed.set()
-        if self._owner._fence.configure(self_fence_ms=configure.self_fence_ms, lost_after_ms=configure.lost_after_ms):
+        fence = self._owner._fence
+        if fence.configure(self_fence_ms=configure.self_fence_ms, lost_after_ms=configure.lost_after_ms):
             # It promises something else now.
             self._owner.inventory_changed()
 
@@ -311,13 +313,17 @@ class _Session:
 
     # -- out
 
-    async def leave(self) -> None:
-        """The other side ends the call when it has dealt with everything that was said."""
-        with suppress(SessionOver, grpc.aio.AioRpcError, asyncio.InvalidStateError):
+    async def leave(self) -> bool:
+        """The other side ends the call in good order when it has dealt with everything that was said."""
+        if not self.welcomed:
+            return False
+        try:
             await self._write(SessionRequest(inventory=await self._callbacks.inventory()))
             async with self._writing:
                 await self._call.done_writing()
-            await self._call.code()
+            return bool(await self._call.code() == grpc.StatusCode.OK)
+        except (SessionOver, grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            return False
 
     async def _write(self, message: SessionRequest) -> None:
         async with self._writing:

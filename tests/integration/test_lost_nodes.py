@@ -155,73 +155,73 @@ def pwm(two_nodes: TwoNodes) -> Iterator[TwoNodes]:
 
 
 def test_a_node_that_is_cut_off_gives_way_and_comes_back_clean(pwm: TwoNodes) -> None:
-    pwm.run_on("n1", "moves", STUBBORN, on_node_lost="reschedule", stop_grace="60s")
-    pwm.run_on("n1", "waits", SLEEP, on_node_lost="wait")
-    kept = pwm.inspect("waits.0.1")["State"]
+    pwm.run_on("n1", "far-moves", STUBBORN, on_node_lost="reschedule", stop_grace="60s")
+    pwm.run_on("n1", "far-waits", SLEEP, on_node_lost="wait")
+    kept = pwm.inspect("far-waits.0.1")["State"]
     pwm.wires["n1"].cut()
     cut_at, cut = time.time(), time.monotonic()
 
     eventually(lambda: pwm.status_of("n1").get("phase") == "NOT_READY", "n1 is NOT_READY", limit_s=GRACE_S + SLACK_S)
-    assert pwm.phase("moves") == "UNKNOWN"
+    assert pwm.phase("far-moves") == "UNKNOWN"
     eventually(lambda: pwm.status_of("n1").get("phase") == "LOST", "n1 is LOST", limit_s=LOST_AFTER_S + SLACK_S)
     # The last heartbeat came up to one interval before the cut.
     assert time.monotonic() - cut > LOST_AFTER_S - 2
-    eventually(lambda: pwm.container("moves.0.2")["status"].get("phase") == "RUNNING", "the successor runs")
-    assert pwm.container("moves.0.2")["spec"]["node"] == "n2"
-    assert pwm.phase("moves") == "RUNNING"
+    eventually(lambda: pwm.container("far-moves.0.2")["status"].get("phase") == "RUNNING", "the successor runs")
+    assert pwm.container("far-moves.0.2")["spec"]["node"] == "n2"
+    assert pwm.phase("far-moves") == "RUNNING"
 
     # The old one ended before the new one began, by Docker's own clock.
-    old, new = pwm.inspect("moves.0.1")["State"], pwm.inspect("moves.0.2")["State"]
+    old, new = pwm.inspect("far-moves.0.1")["State"], pwm.inspect("far-moves.0.2")["State"]
     assert not old["Running"]
     assert at(old["FinishedAt"]) < at(new["StartedAt"])
     assert SELF_FENCE_S - 2 < at(old["FinishedAt"]) - cut_at < LOST_AFTER_S - 1
-    lost = pwm.container("moves.0.1")["status"]
+    lost = pwm.container("far-moves.0.1")["status"]
     assert (lost["phase"], lost["reason"]["code"]) == ("LOST", "NODE_UNREACHABLE")
     # What it had stays taken: nobody knows yet that it has ended.
     assert pwm.status_of("n1")["used"]["cpuMillis"] == "200"
-    assert pwm.phase("waits") == "UNKNOWN"
-    assert "node n1 is LOST" in pwm.ok("why", "wk", "waits")
-    assert pwm.inspect("waits.0.1")["State"]["Running"]
+    assert pwm.phase("far-waits") == "UNKNOWN"
+    assert "node n1 is LOST" in pwm.ok("why", "wk", "far-waits")
+    assert pwm.inspect("far-waits.0.1")["State"]["Running"]
 
     pwm.wires["n1"].mend()
     eventually(lambda: pwm.is_ready("n1"), "n1 is back")
-    eventually(lambda: pwm.container("moves.0.1")["status"]["phase"] == "EXITED", "the end of the old one is known")
-    assert pwm.container("moves.0.1")["status"]["reason"]["code"] == "SELF_FENCED"
+    eventually(lambda: pwm.container("far-moves.0.1")["status"]["phase"] == "EXITED", "the end of the old one is known")
+    assert pwm.container("far-moves.0.1")["status"]["reason"]["code"] == "SELF_FENCED"
     assert pwm.status_of("n1")["used"]["cpuMillis"] == "100"
-    pwm.until("waits", "RUNNING")
-    after = pwm.inspect("waits.0.1")["State"]
+    pwm.until("far-waits", "RUNNING")
+    after = pwm.inspect("far-waits.0.1")["State"]
     assert (after["Pid"], after["StartedAt"]) == (kept["Pid"], kept["StartedAt"])
-    assert [c["spec"]["attempt"] for c in pwm.containers("moves")] == [1, 2]
-    assert pwm.containers("moves")[1]["spec"].get("failuresBefore", 0) == 0
+    assert [c["spec"]["attempt"] for c in pwm.containers("far-moves")] == [1, 2]
+    assert pwm.containers("far-moves")[1]["spec"].get("failuresBefore", 0) == 0
 
 
 def test_contact_that_is_lost_for_less_than_the_fence_costs_nothing(pwm: TwoNodes) -> None:
-    pwm.run_on("n1", "stays", SLEEP, on_node_lost="reschedule")
-    before = pwm.inspect("stays.0.1")["State"]
+    pwm.run_on("n1", "far-stays", SLEEP, on_node_lost="reschedule")
+    before = pwm.inspect("far-stays.0.1")["State"]
     pwm.wires["n1"].cut()
     eventually(lambda: pwm.status_of("n1").get("phase") == "NOT_READY", "n1 is NOT_READY", limit_s=GRACE_S + SLACK_S)
     pwm.wires["n1"].mend()
     eventually(lambda: pwm.is_ready("n1"), "n1 is back")
-    pwm.until("stays", "RUNNING")
-    after = pwm.inspect("stays.0.1")["State"]
+    pwm.until("far-stays", "RUNNING")
+    after = pwm.inspect("far-stays.0.1")["State"]
     assert (after["Pid"], after["StartedAt"]) == (before["Pid"], before["StartedAt"])
-    assert len(pwm.containers("stays")) == 1
+    assert len(pwm.containers("far-stays")) == 1
 
 
 def test_a_controller_that_is_killed_and_started_again_costs_nothing(pwm: TwoNodes) -> None:
-    pwm.run_on("n1", "stays", SLEEP, on_node_lost="reschedule")
-    before = pwm.inspect("stays.0.1")["State"]
+    pwm.run_on("n1", "far-stays", SLEEP, on_node_lost="reschedule")
+    before = pwm.inspect("far-stays.0.1")["State"]
     pwm.kill("controller")
     pwm.start_controller()
     eventually(lambda: pwm.is_ready("n1"), "n1 is back")
-    after = pwm.inspect("stays.0.1")["State"]
+    after = pwm.inspect("far-stays.0.1")["State"]
     assert (after["Pid"], after["StartedAt"]) == (before["Pid"], before["StartedAt"])
-    assert pwm.phase("stays") == "RUNNING"
+    assert pwm.phase("far-stays") == "RUNNING"
 
 
 def test_when_every_node_falls_silent_nothing_is_lost(pwm: TwoNodes) -> None:
-    pwm.run_on("n1", "waits", SLEEP, on_node_lost="wait")
-    before = pwm.inspect("waits.0.1")["State"]
+    pwm.run_on("n1", "far-waits", SLEEP, on_node_lost="wait")
+    before = pwm.inspect("far-waits.0.1")["State"]
     for wire in pwm.wires.values():
         wire.cut()
     over = time.monotonic() + LOST_AFTER_S + SLACK_S
@@ -237,7 +237,7 @@ def test_when_every_node_falls_silent_nothing_is_lost(pwm: TwoNodes) -> None:
         wire.mend()
     for node in pwm.wires:
         eventually(lambda node=node: pwm.is_ready(node), f"{node} is back")
-    after = pwm.inspect("waits.0.1")["State"]
+    after = pwm.inspect("far-waits.0.1")["State"]
     assert (after["Pid"], after["StartedAt"]) == (before["Pid"], before["StartedAt"])
     for node in pwm.wires:
         said = pwm.ok("events", "node", node).split("like half of the zone's nodes")
@@ -246,53 +246,55 @@ def test_when_every_node_falls_silent_nothing_is_lost(pwm: TwoNodes) -> None:
 
 
 def test_an_agent_that_was_stopped_in_good_order_is_waited_for(pwm: TwoNodes) -> None:
-    pwm.run_on("n1", "stays", SLEEP, on_node_lost="reschedule")
-    before = pwm.inspect("stays.0.1")["State"]
+    pwm.run_on("n1", "far-stays", SLEEP, on_node_lost="reschedule")
+    before = pwm.inspect("far-stays.0.1")["State"]
     pwm.stop("agent-n1")
     eventually(lambda: pwm.status_of("n1").get("phase") == "LOST", "n1 is LOST", limit_s=LOST_AFTER_S + SLACK_S)
     assert "what runs there is left alone" in pwm.ok("describe", "node", "n1")
-    assert (pwm.phase("stays"), len(pwm.containers("stays"))) == ("UNKNOWN", 1)
+    assert (pwm.phase("far-stays"), len(pwm.containers("far-stays"))) == ("UNKNOWN", 1)
     pwm.start_node("n1")
-    pwm.until("stays", "RUNNING")
-    after = pwm.inspect("stays.0.1")["State"]
+    pwm.until("far-stays", "RUNNING")
+    after = pwm.inspect("far-stays.0.1")["State"]
     assert (after["Pid"], after["StartedAt"]) == (before["Pid"], before["StartedAt"])
 
 
 def test_an_admin_says_that_a_node_is_dead(pwm: TwoNodes) -> None:
-    pwm.run_on("n1", "waits", SLEEP, on_node_lost="wait")
+    pwm.run_on("n1", "far-waits", SLEEP, on_node_lost="wait")
     alive = pwm.pwm("admin", "confirm-dead", "n1", "--yes")
     assert (alive.code, "its agent is connected" in alive.err) == (FAILED, True), alive.err
     assert pwm.pwm("admin", "confirm-dead", "n1").code == USAGE, "nobody is at a terminal to be asked"
     pwm.kill("agent-n1")
-    subprocess.run(["docker", "-H", pwm.docker_host, "kill", "pwm.users.waits.0.1"], check=True, capture_output=True)
+    subprocess.run(
+        ["docker", "-H", pwm.docker_host, "kill", "pwm.users.far-waits.0.1"], check=True, capture_output=True
+    )
     eventually(lambda: pwm.status_of("n1").get("disconnected"), "n1 is disconnected")
     said = pwm.ok("admin", "confirm-dead", "n1", "--yes")
     assert "node/n1 confirmed dead" in said
-    assert "users/waits.0.1" in said
-    eventually(lambda: pwm.container("waits.0.2")["status"].get("phase") == "RUNNING", "its successor runs on n2")
-    status = pwm.container("waits.0.1")["status"]
+    assert "users/far-waits.0.1" in said
+    eventually(lambda: pwm.container("far-waits.0.2")["status"].get("phase") == "RUNNING", "its successor runs on n2")
+    status = pwm.container("far-waits.0.1")["status"]
     assert (status["phase"], status["reason"]["code"]) == ("FAILED", "NODE_CONFIRMED_DEAD")
     node = pwm.status_of("n1")
     assert (node["phase"], node["used"].get("cpuMillis")) == ("LOST", None)
     assert "confirmed that the machine is dead by user admin" in pwm.ok("events", "node", "n1")
     pwm.start_node("n1")
-    eventually(lambda: not pwm.inspect("waits.0.1"), "what was left on n1 is removed")
+    eventually(lambda: not pwm.inspect("far-waits.0.1"), "what was left on n1 is removed")
 
 
 def test_a_workload_on_a_lost_node_can_be_deleted(pwm: TwoNodes) -> None:
-    pwm.run_on("n1", "goes", SLEEP, on_node_lost="wait")
+    pwm.run_on("n1", "far-goes", SLEEP, on_node_lost="wait")
     pwm.wires["n1"].cut()
     eventually(lambda: pwm.status_of("n1").get("phase") == "NOT_READY", "n1 is NOT_READY", limit_s=GRACE_S + SLACK_S)
-    said = pwm.ok("delete", "wk", "goes", "--wait")
-    assert "goes.0.1 may still run on node n1" in said
-    assert pwm.phase("goes") == "GONE"
-    assert pwm.container("goes.0.1")["status"]["phase"] == "LOST"
+    said = pwm.ok("delete", "wk", "far-goes", "--wait")
+    assert "far-goes.0.1 may still run on node n1" in said
+    assert pwm.phase("far-goes") == "GONE"
+    assert pwm.container("far-goes.0.1")["status"]["phase"] == "LOST"
     refused = pwm.pwm("delete", "node", "n1")
-    assert (refused.code, "goes.0.1" in refused.err) == (FAILED, True), refused.err
-    assert pwm.inspect("goes.0.1")["State"]["Running"]
+    assert (refused.code, "far-goes.0.1" in refused.err) == (FAILED, True), refused.err
+    assert pwm.inspect("far-goes.0.1")["State"]["Running"]
     pwm.wires["n1"].mend()
-    eventually(lambda: not pwm.inspect("goes.0.1"), "it is gone from n1")
-    eventually(lambda: not pwm.container("goes.0.1")["spec"], "and from the log")
+    eventually(lambda: not pwm.inspect("far-goes.0.1"), "it is gone from n1")
+    eventually(lambda: not pwm.container("far-goes.0.1")["spec"], "and from the log")
 
 
 def test_a_connection_that_breaks_is_shown_at_once(pwm: TwoNodes) -> None:

@@ -116,12 +116,20 @@ class NodeController:
             log.warning("a node is lost", node=name, why=reason.message)
 
     async def _give_up(self, lost: list[Node]) -> None:
-        changes: list[Change] = []
+        """As long as nobody has heard of the node: what its agent says of itself when it is back, such as that it
+        keeps a promise from now on, must not be held against what has run there all the time.
+        """
         for node in lost:
-            found = losses(node, self._view.containers_on(node.metadata.name), self._workload)
-            changes += [_said_of(container, reported, node) for container, reported in found]
-        if changes:
-            await self._commands.run_in_parts(changes, actor=ACTOR, guards=(self._fence,))
+            name = node.metadata.name
+            found = losses(node, self._view.containers_on(name), self._workload)
+            if not found or self._presence.contact(name).connected:
+                continue
+            changes = [_said_of(container, reported, node) for container, reported in found]
+            try:
+                guards = (self._fence, self._presence.still_silent(name))
+                await self._commands.run_in_parts(changes, actor=ACTOR, guards=guards)
+            except store_errors.GuardFailed:
+                log.info("a node was heard of in time", node=name)
 
     def _workload(self, uid: str) -> Workload | None:
         return self._view.get("Workload", uid)

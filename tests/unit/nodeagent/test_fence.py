@@ -296,8 +296,20 @@ async def test_an_agent_that_is_stopped_in_good_order_takes_its_promise_back(
     await agent.stop()
     assert asked.sessions == sessions, "it did not dial again"
     assert driver.containers["moves"].runtime is Runtime.RUNNING
+    agent.later_ms += 10 * LOST_MS
     await agent.start()
-    assert asked.hellos[-1].inventory.fenced_after_ms == LOST_MS
+    assert asked.hellos[-1].inventory.fenced_after_ms == 0, "it promises again once it is heard"
+    await until(lambda: [i.fenced_after_ms for i in asked.inventories] == [LOST_MS, 0, LOST_MS])
+    assert driver.containers["moves"].runtime is Runtime.RUNNING
+
+
+async def test_an_agent_that_could_not_say_that_it_leaves_goes_on_counting(
+    asked: FakeController, agent: RunningAgent
+) -> None:
+    await until(lambda: [i.fenced_after_ms for i in asked.inventories] == [LOST_MS])
+    await asked.stop()
+    await agent.agent.leave()
+    assert agent.journal.contact.heard_ms > 0
 
 
 async def test_an_agent_that_goes_down_with_its_machine_keeps_its_promise(
