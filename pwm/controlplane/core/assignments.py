@@ -22,5 +22,5 @@ def assignment(container: Container) -> Assignment | None:
         spec=container.spec,
         desired=Assignment.STOP if stopping else Assignment.RUN,
         reason=status.reason if lost else status.stop_requested if stopping else None,
-        started=status.HasField("started_at"),
+        started=status.HasField("started_at") or bool(status.runtime_id),
     )
