@@ -32,6 +32,8 @@ def why_not() -> str | None:
     return why_no_dockerd()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(LIMIT_S + 60)
 def test_nothing_is_lost_doubled_or_touched_whatever_breaks(tmp_path: Path) -> None:
     if reason := why_not():
         pytest.skip(reason)
