@@ -9,6 +9,7 @@ quick to start.
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -26,6 +27,9 @@ HEALTHY_WITHIN_S = 20.0
 """A start with a few gigabytes of data takes some seconds; a start that fails ends at once."""
 
 STOP_GRACE_S = 10.0
+# Below Linux's ephemeral ports, which begin at 32768.
+FREE_PORTS = (15_000, 32_000)
+_given_out: set[int] = set()
 POLL_S = 0.05
 
 
@@ -159,7 +163,18 @@ def find_etcd() -> str:
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nothing listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of the loopback interface that nothing uses at the moment, and that is given out only once.
+
+    Not one of those from which the kernel takes the near ends of connections: it might be taken in a moment.
+    """
+    while True:
+        port = random.randrange(*FREE_PORTS)
+        if port in _given_out:
+            continue
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        _given_out.add(port)
+        return port

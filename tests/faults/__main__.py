@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import json
 import random
+import signal
 import statistics
 import sys
 import tempfile
@@ -97,6 +98,8 @@ def main() -> int:
     parser.add_argument("--keep-logs", type=Path)
     given = parser.parse_args()
     wanted = [s for s in SCENARIOS if not given.only or s.name in given.only.split(",")]
+    # However it is ended, what it started is ended too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     started = time.monotonic()
     network = Network()
     with tempfile.TemporaryDirectory(prefix="pwm-faults-") as scratch:

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 # Of the counts of a full run.
 SHARE = os.environ.get("PWM_FAULTS_SHARE", "0.1")
 LIMIT_S = 1500
+STOP_LIMIT_S = 60
 
 
 def why_not() -> str | None:
@@ -38,6 +39,11 @@ def test_nothing_is_lost_doubled_or_touched_whatever_breaks(tmp_path: Path) -> N
     if reason := why_not():
         pytest.skip(reason)
     command = [sys.executable, "-m", "tests.faults", "--scale", SHARE, "--keep-logs", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=False)
-    print(done.stdout)  # noqa: T201 (shown when it fails, or with -s)
-    assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-4000:]}\nlogs in {tmp_path}"
+    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        said, _ = running.communicate(timeout=LIMIT_S)
+    finally:
+        # It ends what it has started.
+        running.terminate()
+        running.wait(STOP_LIMIT_S)
+    assert running.returncode == 0, f"{said[-8000:]}\nlogs in {tmp_path}"
