@@ -6,8 +6,10 @@ Prints how each scenario went and what the judge found; exit code 1 when a promi
 
 import argparse
 import asyncio
+import contextlib
 import json
 import random
+import shutil
 import signal
 import statistics
 import sys
@@ -101,19 +103,16 @@ def main() -> int:
     # However it is ended, what it started is ended too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     started = time.monotonic()
-    network = Network()
-    with tempfile.TemporaryDirectory(prefix="pwm-faults-") as scratch:
-        cluster = FaultCluster(Path(scratch), network, nodes=NODES)
-        try:
-            with network.enter(network.host("driver")):
-                figures, findings, faults = asyncio.run(perform(cluster, wanted, scale=given.scale, seed=given.seed))
-        finally:
-            cluster.close()
-            network.close()
-            if given.keep_logs:
-                given.keep_logs.mkdir(parents=True, exist_ok=True)
-                for log in Path(scratch).glob("*.log"):
-                    (given.keep_logs / log.name).write_bytes(log.read_bytes())
+    with contextlib.ExitStack() as ending:
+        network = Network()
+        ending.callback(network.close)
+        scratch = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="pwm-faults-")))
+        cluster = FaultCluster(scratch, network, nodes=NODES)
+        if given.keep_logs:
+            ending.callback(_keep_logs, scratch, given.keep_logs)
+        ending.callback(cluster.close)
+        with network.enter(network.host("driver")):
+            figures, findings, faults = asyncio.run(perform(cluster, wanted, scale=given.scale, seed=given.seed))
     print(f"\n{faults} faults in {time.monotonic() - started:.0f} s; {findings.acknowledged} writes acknowledged")
     for name, value in vars(findings).items():
         if name != "acknowledged":
@@ -124,6 +123,12 @@ def main() -> int:
     if given.save:
         given.save.write_text(json.dumps(_record(figures, findings, faults), indent=2) + "\n")
     return 0 if findings.clean else 1
+
+
+def _keep_logs(scratch: Path, kept: Path) -> None:
+    kept.mkdir(parents=True, exist_ok=True)
+    for log in scratch.glob("*.log"):
+        shutil.copy(log, kept / log.name)
 
 
 def _record(figures: dict[str, dict[str, list[float]]], findings: Findings, faults: int) -> dict[str, Any]:
