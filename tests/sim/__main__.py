@@ -116,6 +116,8 @@ def _hunt(given: argparse.Namespace) -> int:
     def is_found(outcome: runner.Outcome) -> bool:
         if not outcome.error:
             return False
+        if outcome.invariant in ("MovedOn", runner.DIED):
+            raise SystemExit(f"{bug.name} cannot be planted any more: {outcome.error}")
         if outcome.seed not in failing_anyway:
             failing_anyway[outcome.seed] = bool(runner.run(outcome.seed).error)
         return not failing_anyway[outcome.seed]

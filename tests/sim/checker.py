@@ -30,6 +30,7 @@ from pwm.api.v1.events_pb2 import Event
 from pwm.api.v1.node_pb2 import NodeStatus
 from pwm.api.v1.store_pb2 import Head, Record
 from pwm.api.v1.workload_pb2 import Container, ContainerStatus, Workload, WorkloadSpec, WorkloadStatus
+from pwm.controlplane.commands import UNNAMED_KINDS
 from pwm.controlplane.core.evolve import State, fold
 from pwm.controlplane.core.nodes import NodeTimes
 from pwm.controlplane.core.reconcile import reconcile
@@ -87,6 +88,8 @@ class Checker(Witness):
         self.excused = 0
         # While somebody looks whether all is settled, an invariant that does not hold is only an answer.
         self._settling = False
+        self._restarts = Counter[str]()
+        self._names: dict[tuple[str, str, str], str] = {}
         self._written_s: dict[tuple[str, str], float] = {}
         self._heads: dict[tuple[str, str, int], bytes] = {}
         self._receipts: dict[bytes, int] = {}
@@ -166,12 +169,26 @@ class Checker(Witness):
             self._must(moved, "I6", f"{event.name} from {before.status.phase} to {after}")
         if event.HasField("workload_applied") and "NOTE" in event.workload_applied.spec.config.env:
             self._notes[event.name].append(int(event.workload_applied.spec.config.env["NOTE"]))
+        if event.HasField("workload_restarted"):
+            self._restarts[event.name] -= 1
+            self._must(self._restarts[event.name] >= 0, "I4", f"{event.name} was restarted more often than asked for")
         if event.HasField("node_phase_changed"):
             self._check_alarm(before, event)
+        self._check_name(event)
         self.states[key] = fold(before, event)
         self._written_s[key] = self.now_s
         if event.HasField("removed"):
             self.removed.add(key)
+
+    def _check_name(self, event: Event) -> None:
+        """I5: no two live resources of a kind have the same name."""
+        if event.kind in UNNAMED_KINDS:
+            return
+        name, removed = (event.kind, event.group, event.name), event.HasField("removed")
+        holder = self._names.setdefault(name, event.uid)
+        self._must(holder == event.uid, "I5", f"{name} is the name of {holder} and of {event.uid}")
+        if removed:
+            del self._names[name]
 
     def _check_author(self, event: Event, led_by: bytes, author: Process | None) -> None:
         if author is None or event.actor.type != Actor.CONTROLLER or event.actor.name not in LEADERS_ONLY:
@@ -220,6 +237,8 @@ class Checker(Witness):
 
     def _check_alarm(self, before: Any, event: Event) -> None:
         """Not ready after the grace, lost after longer; a decision right when it was made may be written later."""
+        if self._universe is None:
+            return  # a real log: who was heard when is not known here
         changed, name = event.node_phase_changed, event.name
         if changed.phase == NodeStatus.LOST:
             least_s = self._times.lost_after_ms / 1000
@@ -240,6 +259,14 @@ class Checker(Witness):
         unanswered_s = self.now_s - self._answered_s.get(name, 0.0)
         long_enough = max(absent_s, silent_s, away_s, unanswered_s) >= least_s * DRIFT
         self._must(long_enough, "ALARM", f"{name}: heard {silent_s:.1f} s ago, session gone for {absent_s:.1f} s")
+
+    def fencing(self, machine: Machine) -> None:
+        """The machine's agent has found that it is cut off, and ends what may be started elsewhere."""
+        unanswered_s = self.now_s - self._answered_s.get(machine.name, 0.0)
+        cut_off = unanswered_s >= self._times.self_fence_ms / 1000 * DRIFT
+        self._must(cut_off, "I8", f"{machine.name} fences itself {unanswered_s:.1f} s after it was answered")
+        fenced = (box for box in machine.boxes.values() if box.spec.on_node_lost == WorkloadSpec.reschedule)
+        self._fenced.update(box.uid for box in fenced)
 
     def epoch(self, machine: Machine, epoch: int) -> None:
         """The machine's agent has begun a session of this epoch."""
@@ -295,15 +322,14 @@ class Checker(Witness):
                 and (state.status.HasField("stop_requested") or state.status.phase in lifecycle.GIVEN_UP)
             )
         )
-        unanswered_s = self.now_s - self._answered_s.get(machine.name, 0.0)
-        cut_off = unanswered_s >= self._times.self_fence_ms / 1000 * DRIFT
-        fenced = box.spec.on_node_lost == WorkloadSpec.reschedule and cut_off
-        # What was begun is brought to its end, even if the agent is heard again meanwhile.
-        if fenced:
-            self._fenced.add(box.uid)
         self._must(said or box.uid in self._fenced, "I8", f"{box.uid} was stopped and nobody asked for it")
 
     # ---- what clients were told
+
+    def asked(self, client: str, command: Command) -> None:
+        """A client begins with a command."""
+        if command.verb == "restart":
+            self._restarts[command.name] += 1
 
     def acknowledged(self, client: str, command: Command, answer: Answer) -> None:
         self.acknowledgements += 1

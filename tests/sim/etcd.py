@@ -107,6 +107,7 @@ class Member:
         self.pending: dict[Callable[[], None], bool] = {}
         self.leaderless_since_s: float | None = None
         self.slowness = 1.0
+        self.watch_lag_s = 0.0
         self.defragmented = False
 
     @property
@@ -329,7 +330,7 @@ class Member:
         if not watcher.due:
             cluster = self.cluster
             watcher.due = True
-            delay_s = APPLY_S * cluster.rng.random() * self.slowness
+            delay_s = (APPLY_S * self.slowness + self.watch_lag_s) * cluster.rng.random()
             cluster.universe.at(cluster.universe.now_s + delay_s, self.process.loop, self._deliver, watcher)
 
     def _deliver(self, watcher: _Watcher) -> None:

@@ -177,6 +177,14 @@ def slow_disk(world: "World", rng: random.Random) -> End | None:
     return lambda: setattr(member, "slowness", member.slowness / factor)
 
 
+@fault(weight=3, lasts_s=(2.0, 15.0))
+def watches_lag(world: "World", rng: random.Random) -> End | None:
+    """A member has more to do than to keep its watchers up to date; whoever asks it is answered at once."""
+    member, lag_s = rng.choice(world.etcd.members), rng.choice([0.5, 2.0, 6.0])
+    member.watch_lag_s += lag_s
+    return lambda: setattr(member, "watch_lag_s", max(0.0, member.watch_lag_s - lag_s))
+
+
 @fault(weight=2)
 def hang_up_watches(world: "World", rng: random.Random) -> End | None:
     rng.choice(world.etcd.members).hang_up("etcdserver: watch broken")
@@ -242,7 +250,7 @@ def cut_leader_from_etcd(world: "World", rng: random.Random) -> End | None:
     return _cut(_between(world, [leader.host], [member.host for member in world.etcd.members], _ways(rng)))
 
 
-@fault(weight=3, lasts_s=(0.5, 40.0))
+@fault(weight=5, lasts_s=(1.0, 60.0))
 def cut_agent_off(world: "World", rng: random.Random) -> End | None:
     node = rng.choice(world.agents).host
     controllers = [controller.host for controller in world.controllers]
@@ -386,7 +394,7 @@ def box_is_removed(world: "World", rng: random.Random) -> End | None:
 # ---- clocks
 
 
-@fault(weight=2)
+@fault(weight=5)
 def clock_jumps(world: "World", rng: random.Random) -> End | None:
     """And stays so: nobody sets it right."""
     host = rng.choice(list(world.network.hosts.values()))

@@ -319,6 +319,13 @@ class NodeAgent(Program):
             judge.answered(machine, sent_ms)
             heard(sent_ms)
 
+        end = agent.supervisor.fence
+
+        def fenced(fencing: Any) -> None:
+            judge.fencing(machine)
+            end(fencing)
+
+        agent.supervisor.fence = fenced  # type: ignore[method-assign]
         sessions.accept = accepted  # type: ignore[method-assign]
         sessions._callbacks = replace(sessions._callbacks, assign=assigned)
         fence.heard = answered  # type: ignore[method-assign]
@@ -371,6 +378,7 @@ class Client(Program):
         begun_s = loop.time()
         for command in self._commands:
             await asyncio.sleep(max(0.0, command.at_s - (loop.time() - begun_s)))
+            self._ledger.asked(self.name, command)
             try:
                 answer = await self._carry_out(command)
             except Refused as error:

@@ -23,6 +23,7 @@ from typing import Any
 import structlog
 
 HASH_SEED = "0"
+DIED = "the child process died"
 
 
 @dataclass(slots=True)
@@ -103,11 +104,11 @@ def run_here(
             tasks.add = lambda task: None
     random.seed(seed)
     outcome = Outcome(seed)
-    if plant is not None:
-        BUGS[plant].plant()
     begun = time.perf_counter()
     world = None
     try:
+        if plant is not None:
+            BUGS[plant].plant()
         story = Story() if verbose else None
         world = World(seed, only=only, commands=commands, tell=story.line if story else None)
         if story:
@@ -148,7 +149,7 @@ def run(seed: int, **options: object) -> Outcome:
     with os.fdopen(reading, "rb") as pipe:
         data = pipe.read()
     os.waitpid(child, 0)
-    return pickle.loads(data) if data else Outcome(seed, error="the child process died")
+    return pickle.loads(data) if data else Outcome(seed, error=DIED)
 
 
 def run_many(seeds: Iterable[int], *, workers: int = 1, **options: object) -> Iterator[Outcome]:

@@ -37,7 +37,7 @@ LOOK_EVERY_S = 3.0
 VIEWS_EVERY_S = 10.0
 COMMANDS = 25
 # When a silent node is lost; grace and self-fence follow from it. By default two minutes: too long to see much.
-LOST_AFTER_MS = (12_000, 20_000, 30_000)
+LOST_AFTER_MS = (10_000, 14_000, 24_000)
 # Clocks run by so much too fast or slow at the most; ordinary ones are a hundred times better.
 DRIFT = 0.005
 
