@@ -332,11 +332,3 @@ def journal_not_kept() -> None:
     from pwm.nodeagent.journal import Journal
 
     edit(Journal, "_load", ("self._pending[sequence] = Report.FromString(payload)", "pass"))
-
-
-@bug(seed=0)
-def engine_away_means_gone() -> None:
-    """A container that the engine cannot be asked about has failed."""
-    from pwm.nodeagent.container import Container
-
-    edit(Container, "run", ("except EngineUnreachable as error:", "except ZeroDivisionError as error:"))
