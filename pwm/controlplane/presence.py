@@ -50,8 +50,8 @@ class Presence:
         # Revision of each node's session, or of the mark it left.
         self._epochs: dict[str, int] = {}
         self._silent_since_s: dict[str, float] = {}
-        # Nodes that were never heard of count as silent since this replica began to listen.
-        self._listening_since_s = clock.monotonic_s()
+        # Nodes of which nothing is known count as silent since then; None: this replica has heard nothing at all yet.
+        self._listening_since_s: float | None = None
         self._changed = asyncio.Event()
         # Replaced at each change, so that any number of tasks can wait for the next.
         self._sessions_changed = asyncio.Event()
@@ -173,6 +173,8 @@ class Presence:
         if node in self._connected:
             return Contact(connected=True)
         since_s = self._silent_since_s.get(node, self._listening_since_s)
+        if since_s is None:
+            return Contact(connected=False)
         return Contact(connected=False, silent_ms=int((self._clock.monotonic_s() - since_s) * 1000))
 
     def still_silent(self, node: str) -> Guard:

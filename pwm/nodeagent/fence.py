@@ -150,7 +150,7 @@ class Fence:
             if self._contact.heard_ms > contact.heard_ms:
                 return True
             await self._sleep(TICK_S / 10)
-        return False
+        return self._contact.heard_ms > contact.heard_ms
 
     def _fencing(self) -> Fencing:
         """Half of the margin is for containers to end by themselves, half for engines and for clocks that drift."""
