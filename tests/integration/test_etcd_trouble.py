@@ -127,8 +127,8 @@ def write(pwm: PwmCluster, name: str, *, key: str = "", part: str = "controller"
     return ask(pwm, "POST", "/v1/apply", body={"documents": [document]}, key=key, part=part)
 
 
-def volumes(pwm: PwmCluster, part: str = "controller") -> Answer:
-    return ask(pwm, "GET", "/v1/resources/Volume", part=part)
+def volumes(pwm: PwmCluster, part: str = "controller", *, min_revision: int = 0) -> Answer:
+    return ask(pwm, "GET", f"/v1/resources/Volume?minRevision={min_revision}", part=part)
 
 
 def names(answer: Answer) -> list[str]:
@@ -264,50 +264,63 @@ def in_parallel(calls: list[Callable[[], Answer]]) -> list[Answer]:
 # ---- one member
 
 
+class Writers:
+    """Writes without a pause through each of some replicas, each repeated until it is acknowledged."""
+
+    def __init__(self, pwm: PwmCluster, parts: list[str]) -> None:
+        self.slowest = dict.fromkeys(parts, 0.0)
+        self.acknowledged: dict[str, int] = {}
+        self._pwm = pwm
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._write_on, args=(part,)) for part in parts]
+
+    def __enter__(self) -> "Writers":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for_more(self, number: int) -> None:
+        enough = len(self.acknowledged) + number
+        eventually(lambda: len(self.acknowledged) > enough, "writes go on")
+
+    def _write_on(self, part: str) -> None:
+        while not self._stop.is_set():
+            name = some_name()
+            begun = time.monotonic()
+            # As the command line does it: the same key, until there is an answer.
+            while (answer := write(self._pwm, name, key=name, part=part)).status != 200:
+                assert time.monotonic() - begun < 20, "writes do not go on"
+            self.slowest[part] = max(self.slowest[part], time.monotonic() - begun)
+            self.acknowledged[name] = int(answer.body["revision"])
+
+
 @pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])
 def test_the_loss_of_any_one_member_costs_no_more_than_a_moment(three: PwmCluster, how: signal.Signals) -> None:
     members, before = members_of(three), process(three)
     for victim in list(members.members):
-        acknowledged: list[str] = []
-        slowest = dict.fromkeys(("controller", "controller-2"), 0.0)
-        stop = threading.Event()
-
-        def write_on(part: str, acknowledged: list[str], slowest: dict[str, float], stop: threading.Event) -> None:
-            while not stop.is_set():
-                name = some_name()
-                begun = time.monotonic()
-                # As the command line does it: the same key, until there is an answer.
-                while write(three, name, key=name, part=part).status != 200:
-                    assert time.monotonic() - begun < 20, "writes do not go on"
-                slowest[part] = max(slowest[part], time.monotonic() - begun)
-                acknowledged.append(name)
-
-        writers = [threading.Thread(target=write_on, args=(part, acknowledged, slowest, stop)) for part in slowest]
-        for writer in writers:
-            writer.start()
-        try:
-            some = len(acknowledged)
-            eventually(lambda done=acknowledged, some=some: len(done) > some + 20, "writes are made")  # type: ignore[misc]
+        with Writers(three, ["controller", "controller-2"]) as writers:
+            writers.wait_for_more(20)
             os.kill(members.members[victim].pid, how)
             if how == signal.SIGKILL:
                 members.kill(victim)
-            some = len(acknowledged)
-            eventually(lambda done=acknowledged, some=some: len(done) > some + 60, "writes go on")  # type: ignore[misc]
-            if how == signal.SIGKILL:
-                members.restart(victim)
-            else:
-                os.kill(members.members[victim].pid, signal.SIGCONT)
-            some = len(acknowledged)
-            eventually(lambda done=acknowledged, some=some: len(done) > some + 20, "writes go on")  # type: ignore[misc]
-        finally:
-            stop.set()
-            for writer in writers:
-                writer.join()
-        log.info("%s %s: slowest write %s", how.name, victim, {part: round(s, 2) for part, s in slowest.items()})
-        assert max(slowest.values()) < UNNOTICED_S
-        for part in slowest:
-            there = names(volumes(three, part))
-            assert set(acknowledged) <= set(there)
+            try:
+                writers.wait_for_more(60)
+            finally:
+                if how == signal.SIGKILL:
+                    members.restart(victim)
+                else:
+                    os.kill(members.members[victim].pid, signal.SIGCONT)
+            writers.wait_for_more(20)
+        log.info("%s %s: slowest write %s", how.name, victim, {p: round(s, 2) for p, s in writers.slowest.items()})
+        assert max(writers.slowest.values()) < UNNOTICED_S
+        for part in writers.slowest:
+            there = names(volumes(three, part, min_revision=max(writers.acknowledged.values())))
+            assert set(writers.acknowledged) <= set(there)
             assert len(there) == len(set(there))
     assert process(three) == before
     three.ok("admin", "verify")
