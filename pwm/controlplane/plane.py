@@ -280,6 +280,7 @@ class ControlPlane:
                 clock=clock,
                 stale_since_ms=self.stale_since_ms,
                 store_revision=self.store.revision,
+                observe_contact=self.presence.observe,
             ),
             "WorkloadService": self._workload_service(),
             "UsageService": UsageService(

@@ -28,6 +28,9 @@ RETRY_DELAY_S = 0.5
 # Begins a mark; no replica's name does. Milliseconds of silence follow.
 _SILENT = b"\0"
 
+# Called with the nodes that have come or gone.
+ContactObserver = Callable[[Collection[str]], None]
+
 
 class Presence:
     def __init__(
@@ -56,6 +59,7 @@ class Presence:
         # Replaced at each change, so that any number of tasks can wait for the next.
         self._sessions_changed = asyncio.Event()
         self._replicas_changed = asyncio.Event()
+        self._observers: list[ContactObserver] = []
         self.replicas: dict[str, dict[str, object]] = {}
 
     async def run(self) -> None:
@@ -149,11 +153,15 @@ class Presence:
                 self._silent_since_s[node] = now_s - int(entries[node].removeprefix(_SILENT)) / 1000
         for node in connected:
             self._silent_since_s.pop(node, None)
+        came_or_went = connected.keys() ^ self._connected.keys()
         if connected != self._connected:
             self._sessions_changed.set()
             self._sessions_changed = asyncio.Event()
         self._connected, self._epochs = connected, entries.epochs
         self._changed.set()
+        if came_or_went:
+            for observer in self._observers:
+                observer(came_or_went)
 
     def begin_anew(self) -> None:
         """Count silence from now on: until now it meant nothing, because no node could be heard or lost."""
@@ -168,6 +176,9 @@ class Presence:
         """Until that replica holds the node's session no longer."""
         while self.holder(node) == replica:
             await self._sessions_changed.wait()
+
+    def observe(self, observer: ContactObserver) -> None:
+        self._observers.append(observer)
 
     def contact(self, node: str) -> Contact:
         if node in self._connected:

@@ -21,6 +21,7 @@ from pwm.etcd_process import EtcdProcess
 from tests.docker_engine import DockerEngine
 from tests.etcd_server import EtcdCluster, make_cluster
 from tests.pwm_cluster import PwmCluster, eventually
+from tests.pwm_watch import watching
 
 pytestmark = [pytest.mark.etcd, pytest.mark.docker, pytest.mark.slow]
 
@@ -147,40 +148,6 @@ def process(pwm: PwmCluster) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-class Watching:
-    """`pwm get -w`, begun once."""
-
-    def __init__(self, pwm: PwmCluster, kind: str, *more: str) -> None:
-        self.file = pwm.directory / f"watched-{next(_numbers)}"
-        self.errors = self.file.with_suffix(".err")
-        with self.file.open("wb") as out, self.errors.open("wb") as err:
-            self.child = subprocess.Popen(
-                pwm.command("get", kind, "-w", "-o", "name", *more), stdout=out, stderr=err, env=pwm.cli_environment
-            )
-
-    def lines(self) -> list[str]:
-        return self.file.read_text().splitlines()
-
-    def saw(self, name: str) -> bool:
-        return f"volume/{name}" in self.lines()
-
-    def close(self) -> None:
-        ended = self.child.poll()
-        self.child.kill()
-        self.child.wait()
-        assert ended is None, f"the watch ended: {self.errors.read_text()}"
-
-
-@contextmanager
-def watching(pwm: PwmCluster, kind: str, *more: str) -> Iterator[Watching]:
-    watch = Watching(pwm, kind, *more)
-    try:
-        eventually(watch.lines, "the watch begins")
-        yield watch
-    finally:
-        watch.close()
-
-
 # ---- no quorum
 
 
@@ -188,7 +155,7 @@ def test_without_a_quorum_writes_are_refused_in_time_reads_go_on_and_all_is_well
     members = members_of(three)
     kept, before = some_name(), process(three)
     assert write(three, kept).status == 200
-    with watching(three, "volume") as watch:
+    with watching(three, "volume", "-o", "name") as watch:
         for member in ("a", "b"):
             members.kill(member)
         key, wanted = "settles-it", some_name()
@@ -219,7 +186,7 @@ def test_without_a_quorum_writes_are_refused_in_time_reads_go_on_and_all_is_well
         back_s = time.monotonic() - begun
         log.info("first write %.2f s after quorum", back_s)
         assert back_s < WRITES_AGAIN_WITHIN_S
-        eventually(lambda: watch.saw(wanted), "the same watch goes on")
+        eventually(lambda: f"volume/{wanted}" in watch.lines(), "the same watch goes on")
     eventually(lambda: "staleSince" not in volumes(three).body, "reads are as new as ever")
     assert names(volumes(three)).count(wanted) == 1
     made = ask(three, "GET", f"/v1/resources/Volume/{wanted}").body["resource"]
@@ -332,7 +299,7 @@ def test_the_loss_of_any_one_member_costs_no_more_than_a_moment(three: PwmCluste
 def test_a_replica_that_was_away_while_history_was_compacted_builds_its_view_anew(three: PwmCluster) -> None:
     members = members_of(three)
     rebuilds = metric(three, "pwm_view_rebuilds", "controller-2")
-    with watching(three, "volume", f"--server=http://{three.replica('controller-2').http}") as watch:
+    with watching(three, "volume", "-o", "name", f"--server=http://{three.replica('controller-2').http}") as watch:
         three.freeze("controller-2")
         try:
             made = [some_name() for _ in range(30)]
@@ -352,7 +319,7 @@ def test_a_replica_that_was_away_while_history_was_compacted_builds_its_view_ane
             lambda: set(made) <= set(names(volumes(three, "controller-2"))), "it holds what it has missed", limit_s=30
         )
         assert metric(three, "pwm_view_rebuilds", "controller-2") > rebuilds
-        eventually(lambda: all(map(watch.saw, made)), "who watches is told all of it")
+        eventually(lambda: {f"volume/{name}" for name in made} <= {*watch.lines()}, "who watches is told all of it")
     three.ok("admin", "verify")
 
 

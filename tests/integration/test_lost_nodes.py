@@ -19,6 +19,7 @@ import pytest
 from tests.docker_engine import DockerEngine
 from tests.etcd_server import require_etcd
 from tests.pwm_cluster import START_LIMIT_S, PwmCluster, eventually
+from tests.pwm_watch import watching
 from tests.tcp_wire import TcpWire
 
 pytestmark = [pytest.mark.etcd, pytest.mark.docker]
@@ -307,10 +308,12 @@ def test_a_connection_that_breaks_is_shown_at_once(pwm: TwoNodes) -> None:
         return bool(status.get("disconnected"))
 
     assert not is_disconnected()
-    begun = time.monotonic()
-    pwm.kill("agent-n1")
-    eventually(is_disconnected, "it is shown")
-    shown_s = time.monotonic() - begun
+    with watching(pwm, "node") as watch:
+        begun = time.monotonic()
+        pwm.kill("agent-n1")
+        eventually(is_disconnected, "it is shown")
+        shown_s = time.monotonic() - begun
+        eventually(lambda: watch.saw("READY (disconnected)"), "who watches sees it too", limit_s=1)
     assert shown_s < 0.2 * (5 if (os.cpu_count() or 1) < 4 else 1), f"shown after {shown_s:.2f} s"
     assert "READY (disconnected)" in pwm.ok("get", "node")
     assert "its agent has been silent for" in pwm.ok("describe", "node", "n1")

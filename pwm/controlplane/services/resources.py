@@ -1,7 +1,7 @@
 """Apply, get, list, watch and delete, for every kind."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import grpc
@@ -20,6 +20,7 @@ from pwm.controlplane.core.decide import Change, Refusal, change, delete_workloa
 from pwm.controlplane.core.nodes import left_behind
 from pwm.controlplane.core.selectors import SelectorError, parse_selector
 from pwm.controlplane.errors import ApiError, conflict, invalid, not_found
+from pwm.controlplane.presence import ContactObserver
 from pwm.controlplane.queries import OBSERVED_KINDS, Queries, wrap
 from pwm.controlplane.services.applying import Applier
 from pwm.controlplane.services.pulse import Pulse
@@ -28,7 +29,7 @@ from pwm.controlplane.services.watched import TEXT_FORMATS, Filter, Watched, in_
 from pwm.controlplane.store import errors as store_errors
 from pwm.controlplane.store.commits import ReceiptWrite
 from pwm.controlplane.store.errors import AlreadyAnswered
-from pwm.controlplane.view import Resync, View
+from pwm.controlplane.view import Resync, Subscription, View, ViewChange
 
 # How long a read waits for the revision it asked for.
 MIN_REVISION_TIMEOUT_S = 5.0
@@ -46,9 +47,13 @@ class ResourceService:
         clock: Clock,
         stale_since_ms: Callable[[], int],
         store_revision: Callable[[], Awaitable[int]],
+        observe_contact: Callable[[ContactObserver], None],
     ) -> None:
         """`store_revision` asks the store how far it is; it may raise StoreError."""
         self._store_revision = store_revision
+        observe_contact(self._contact_changed)
+        # Of watches of nodes, whose contact is shown but is no event.
+        self._node_watches: set[Subscription] = set()
         self._view = view
         self._queries = queries
         self._commands = commands
@@ -118,7 +123,7 @@ class ResourceService:
             queries=self._queries,
             clock=self._clock,
         )
-        with self._view.subscribe(watched.concerns) as subscription:
+        with self._subscription(kind, watched) as subscription:
             answers = watched.since(request.after_revision) if request.after_revision else watched.everything()
             while True:
                 try:
@@ -131,6 +136,24 @@ class ResourceService:
                 except Resync:
                     await self._view.wait_for(0)
                     answers = watched.everything()
+
+    @contextmanager
+    def _subscription(self, kind: str, watched: Watched) -> Iterator[Subscription]:
+        with self._view.subscribe(watched.concerns) as subscription:
+            if kind == "Node":
+                self._node_watches.add(subscription)
+            try:
+                yield subscription
+            finally:
+                self._node_watches.discard(subscription)
+
+    def _contact_changed(self, names: Collection[str]) -> None:
+        if not self._node_watches:
+            return
+        for node in filter(None, (self._view.by_name("Node", name) for name in names)):
+            change = ViewChange("Node", node.metadata.uid, node, node, ev.Event(), self._view.revision)
+            for subscription in self._node_watches:
+                subscription.offer(change)
 
     async def Delete(self, request: api.DeleteRequest, context: CallContext) -> api.DeleteResponse:
         kind = canonical_kind(request.kind)

@@ -61,8 +61,8 @@ class Watched:
         return [*filter(None, answers), self._message(api.WatchResponse.SYNCED)]
 
     def since(self, revision: int) -> list[api.WatchResponse]:
-        """What has changed since then; everything, if that is not known here."""
-        if not self._view.recent_after <= revision <= self._view.revision:
+        """What has changed since then; everything, if that is not known here: of nodes also their contact changes."""
+        if self._kind == "Node" or not self._view.recent_after <= revision <= self._view.revision:
             return self.everything()
         self._sent = self._visible()
         answers = []

@@ -78,6 +78,7 @@ async def server(plane: Plane) -> AsyncIterator[Server]:
         clock=clock,
         stale_since_ms=lambda: 0,
         store_revision=plane.store.revision,
+        observe_contact=lambda observer: None,
     )
 
     async def authenticate(token: str | None, peer: str) -> Principal:

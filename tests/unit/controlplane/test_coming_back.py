@@ -52,6 +52,7 @@ class Replica:
             applier=unused,
             stale_since_ms=self._stale_since_ms,
             store_revision=plane.store.revision,
+            observe_contact=lambda observer: None,
         )
 
     def _stale_since_ms(self) -> int:

@@ -49,6 +49,7 @@ def resources(plane: Plane) -> ResourceService:
         clock=clock,
         stale_since_ms=lambda: 0,
         store_revision=plane.store.revision,
+        observe_contact=lambda observer: None,
     )
 
 

@@ -50,7 +50,7 @@ async def test_a_retried_delete_is_answered_like_the_first_and_spares_what_has_b
     unused: Any = None
     service = ResourceService(
         view=plane.view, queries=unused, commands=plane.commands, applier=unused, authorizer=unused, clock=Clock(),
-        stale_since_ms=lambda: 0, store_revision=plane.store.revision,
+        stale_since_ms=lambda: 0, store_revision=plane.store.revision, observe_contact=lambda observer: None,
     )  # fmt: skip
     await create(plane, "w")
     request = api.DeleteRequest(kind="Workload", name="train", group="g")
