@@ -60,7 +60,7 @@ def test_a_crash_loop_backs_off_and_ends_at_its_limit(cluster: PwmCluster) -> No
 
 
 def test_memory_is_limited_and_a_kill_for_it_is_said(cluster: PwmCluster) -> None:
-    cluster.apply("hungry", "x=$(head -c 200m /dev/zero | tr '\\0' x); echo never", memory="16MiB")
+    cluster.apply("hungry", "sleep 1; x=$(head -c 200m /dev/zero | tr '\\0' x); echo never", memory="16MiB")
     cluster.until("hungry", "CRASHED")
     status = cluster.workload("hungry")["status"]
     assert status["reason"]["code"] == "MEMORY_LIMIT", status

@@ -3,6 +3,9 @@
 Documents stand alone: one that is refused changes nothing and the others go on. Workloads next to each
 other are applied at the same time, so that the store can group their commits; any other kind is finished
 before what follows it, because what follows may need it (a group, then a workload in it).
+
+A request that is repeated because its answer was lost is answered as it was: each document has a receipt of its own,
+since the first attempt may have come only so far. Else it could undo what somebody else has applied in between.
 """
 
 import asyncio
@@ -18,6 +21,7 @@ from pwm.api.v1.workload_pb2 import Workload
 from pwm.controlplane.auth import Authorizer, Principal
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import Commands, NameInUse
+from pwm.controlplane.context import CallContext
 from pwm.controlplane.core.decide import Change, Refusal, apply_resource, apply_workload, replica_count
 from pwm.controlplane.core.manifest import Parsed
 from pwm.controlplane.core.scheduling.cluster import Cluster
@@ -26,6 +30,8 @@ from pwm.controlplane.core.scheduling.plan import plan
 from pwm.controlplane.core.scheduling.queue import Waiting
 from pwm.controlplane.errors import ApiError
 from pwm.controlplane.services.manifests import locate, read_request
+from pwm.controlplane.store.commits import ReceiptWrite
+from pwm.controlplane.store.errors import AlreadyAnswered
 from pwm.controlplane.view import View
 
 # Where a document asks for what no node has.
@@ -48,17 +54,21 @@ class Applier:
         self._authorizer = authorizer
         self._clock = clock
 
-    async def apply(self, request: ApplyRequest, principal: Principal) -> ApplyResponse:
+    async def apply(self, request: ApplyRequest, context: CallContext) -> ApplyResponse:
+        principal = context.principal
         group = request.group or principal.default_group
         readings = await read_request(request, group=group)
         parsed = [reading.meaning for reading in readings]
         results: list[ApplyResult] = []
         revision = self._view.revision
-        for together, documents in groupby(_batches(parsed), key=lambda pair: pair[0]):
+        key = "" if request.dry_run else context.idempotency_key
+        for _, documents in groupby(_batches(parsed), key=lambda pair: pair[0]):
             outcomes = await asyncio.gather(
-                *(self._one(document, principal, request.dry_run) for _, document in documents)
+                *(
+                    self._one(document, principal, dry_run=request.dry_run, receipt=_receipt(principal, key, number))
+                    for number, (_, document) in enumerate(documents, start=len(results))
+                )
             )
-            assert together is not None
             results += [result for result, _ in outcomes]
             revision = max(revision, *(r for _, r in outcomes))
         for document, result in zip(parsed, results, strict=True):
@@ -68,7 +78,9 @@ class Applier:
         await locate(readings, results)
         return ApplyResponse(results=results, revision=revision)
 
-    async def _one(self, parsed: Parsed | ApplyResult, principal: Principal, dry_run: bool) -> tuple[ApplyResult, int]:
+    async def _one(
+        self, parsed: Parsed | ApplyResult, principal: Principal, *, dry_run: bool, receipt: ReceiptWrite | None
+    ) -> tuple[ApplyResult, int]:
         if isinstance(parsed, ApplyResult):
             return parsed, 0
         message = parsed.message
@@ -79,7 +91,9 @@ class Applier:
         try:
             self._authorizer.require(principal, verb="apply", kind=parsed.kind, group=message.metadata.group)
             self._check_references(parsed)
-            revision = await self._append(parsed, principal, result, dry_run)
+            revision = await self._append(parsed, principal, result=result, dry_run=dry_run, receipt=receipt)
+        except AlreadyAnswered as error:
+            return ApplyResult.FromString(error.answer), error.revision
         except ApiError as error:
             if error.code == grpc.StatusCode.UNAVAILABLE:
                 raise
@@ -114,7 +128,15 @@ class Applier:
                 ],
             )
 
-    async def _append(self, parsed: Parsed, principal: Principal, result: ApplyResult, dry_run: bool) -> int:
+    async def _append(
+        self,
+        parsed: Parsed,
+        principal: Principal,
+        *,
+        result: ApplyResult,
+        dry_run: bool,
+        receipt: ReceiptWrite | None,
+    ) -> int:
         uid = self._clock.new_id()
 
         def decide() -> Sequence[Change]:
@@ -134,7 +156,8 @@ class Applier:
             decide()
             self._predict(parsed, result)
             return 0
-        return (await self._commands.run(decide, actor=principal.actor)).revision
+        done = await self._commands.run(decide, actor=principal.actor, receipt=receipt, answer=result.SerializeToString)
+        return done.revision
 
     def _warn_in_vain(self, parsed: Parsed, result: ApplyResult) -> None:
         """Say at once when a workload waits for something that no node has: a node may join, but a typo is likelier."""
@@ -172,6 +195,11 @@ class Applier:
             started = len(planned.placements)
             some = f"{started} of {len(waiting)} would start now on {_few(nodes)}, the others " if started else ""
             result.prediction = f"{some}would wait: {reason}"
+
+
+def _receipt(principal: Principal, key: str, number: int) -> ReceiptWrite | None:
+    """Where the answer to one document of a request is kept."""
+    return ReceiptWrite(principal.name, f"{key}/{number}", b"") if key else None
 
 
 def _few(nodes: Sequence[str]) -> str:

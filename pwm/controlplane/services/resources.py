@@ -64,7 +64,7 @@ class ResourceService:
         self._pulse = Pulse(clock=clock, stale_since_ms=stale_since_ms)
 
     async def Apply(self, request: api.ApplyRequest, context: CallContext) -> api.ApplyResponse:
-        return await self._applier.apply(request, context.principal)
+        return await self._applier.apply(request, context)
 
     async def Get(self, request: api.GetRequest, context: CallContext) -> api.GetResponse:
         await self._reach(request.min_revision)

@@ -46,15 +46,18 @@ class Server:
     session: aiohttp.ClientSession
     url: str
 
-    async def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    async def ask(self, method: str, path: str, body: Any = None, *, key: str = "") -> tuple[int, Any]:
         data = io.BytesIO(json.dumps(body).encode()) if body is not None else None
         headers = {"Content-Type": "application/json"} if body is not None else {}
+        if key:
+            headers["Idempotency-Key"] = key
         async with self.session.request(method, self.url + path, data=data, headers=headers) as answer:
             return answer.status, await answer.json()
 
-    async def apply(self, *texts: str, **more: Any) -> list[dict[str, Any]]:
+    async def apply(self, *texts: str, key: str = "", **more: Any) -> list[dict[str, Any]]:
         """The results of these manifests."""
-        status, answer = await self.ask("POST", "/v1/apply", {"manifests": [{"text": t} for t in texts], **more})
+        body = {"manifests": [{"text": t} for t in texts], **more}
+        status, answer = await self.ask("POST", "/v1/apply", body, key=key)
         assert status == 200, answer
         results: list[dict[str, Any]] = answer.get("results", [])
         return results
@@ -330,3 +333,18 @@ async def test_the_number_of_documents_is_known_before_one_is_read(monkeypatch: 
     request = api.ApplyRequest(manifests=[api.Manifest(text="---\n" * 3_000)])
     with pytest.raises(ApiError, match="more than"):
         await read_request(request, group="users")
+
+
+async def test_a_repeated_request_is_answered_as_it_was_and_undoes_nothing(server: Server) -> None:
+    texts = HELLO, HELLO.replace("hello", "other"), WRONG
+    first = await server.apply(*texts, key="k1")
+    assert [result["outcome"] for result in first] == ["CREATED", "CREATED", "REFUSED"]
+    assert await server.apply(*texts, key="k1") == first
+    changed = HELLO + "  replica: {count: 3}\n"
+    assert [result["outcome"] for result in await server.apply(changed, key="k2")] == ["SCALED"]
+    assert await server.apply(*texts, key="k1") == first
+    (again,) = await server.apply(changed, key="k3")
+    assert again["outcome"] == "UNCHANGED"
+    # A dry run answers of now, whatever was done under that key.
+    (dry, *_) = await server.apply(changed, key="k1", dryRun=True)
+    assert dry["outcome"] == "UNCHANGED"
