@@ -19,7 +19,10 @@ from typing import Any
 import pytest
 
 from pwm.cli.client import _order
+from pwm.cli.errors import CliError
 from pwm.cli.http1 import Server
+from pwm.cli.profiles import Profile
+from pwm.cli.topui.feed import Feed
 from tests.pwm_cluster import PwmCluster, eventually, manifest
 
 pytestmark = [pytest.mark.etcd, pytest.mark.docker]
@@ -263,6 +266,49 @@ def test_logs_go_on_over_three_kills_and_three_freezes(pwm: PwmCluster) -> None:
         assert logs.end() == DONE
         assert_counted(numbers(logs.lines, "line"), "what was followed")
         assert logs.lines == pwm.ok("logs", "wk", "counts").splitlines()
+
+
+# --- usage ----------------------------------------------------------------------------------------
+
+
+def test_top_goes_on_over_three_kills_and_a_freeze(pwm: PwmCluster) -> None:
+    beats: list[float] = []
+    troubles: list[str] = []
+    ended: list[CliError] = []
+    profile = Profile(
+        "test", servers=[f"http://{r.http}" for r in pwm.replicas], token=pwm.cli_environment["PWM_TOKEN"]
+    )
+    feed = Feed(
+        profile, query={"interval": "0.5s"}, beat=lambda _: beats.append(time.monotonic()), trouble=troubles.append,
+        fatal=ended.append,
+    )  # fmt: skip
+
+    def beats_on() -> None:
+        enough = len(beats) + 4
+        eventually(lambda: len(beats) >= enough, lambda: f"top goes on; {troubles[-1:]} {ended}", limit_s=40)
+
+    def longest_gap_s(since: float) -> float:
+        return max(after - before for before, after in pairwise([at for at in beats if at > since - 1]))
+
+    feed.start()
+    try:
+        beats_on()
+        for part in in_our_order(pwm):
+            moment = time.monotonic()
+            pwm.kill(part)
+            beats_on()
+            assert longest_gap_s(moment) < KILLED_GAP_S
+            pwm.start_controller(part)
+        for part in in_our_order(pwm):
+            moment = time.monotonic()
+            pwm.freeze(part)
+            beats_on()
+            assert longest_gap_s(moment) < FROZEN_GAP_S
+            pwm.thaw(part)
+    finally:
+        feed.stop()
+    assert not ended
+    assert troubles[-1] == "", "what was wrong is no longer said"
 
 
 # --- events and lists -----------------------------------------------------------------------------
