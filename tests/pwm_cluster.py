@@ -1,7 +1,7 @@
 """A real PWM for tests: etcd, controllers and agent as processes on free ports, driven by the real `pwm`.
 
 Each part can be killed by its pid, frozen and started again. Whatever happens in a test, `close` ends the
-processes and removes the cluster's containers.
+processes, the watchdogs of agents too, and removes the cluster's containers.
 """
 
 import json
@@ -21,6 +21,7 @@ import pytest
 from pwm.etcd_process import EtcdProcess, free_port
 from tests.docker_engine import DockerEngine
 from tests.etcd_server import require_etcd
+from tests.watchdogs import end_watchdogs
 
 T = TypeVar("T")
 START_LIMIT_S = 30.0
@@ -155,6 +156,7 @@ class PwmCluster:
     def close(self) -> None:
         for part in list(self._processes):
             self.kill(part)
+        end_watchdogs(self.directory)
         self.etcd.kill()
         remove_containers(self.docker_host, self.name)
 

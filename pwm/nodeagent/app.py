@@ -6,7 +6,8 @@
        └───────── reporter ◀─ journal ◀─────────┘
 
 A stop (SIGTERM, Ctrl-C) leaves every container running: the next agent finds them again. The same goes for an
-agent that is killed, only without the goodbyes.
+agent that is killed, only without the goodbyes: what it owes for as long as it is away is left to the
+watchdog (`guard.py`).
 """
 
 import asyncio
@@ -27,6 +28,7 @@ from pwm.nodeagent.drivers.docker import DockerDriver
 from pwm.nodeagent.drivers.driver import Driver
 from pwm.nodeagent.drivers.process import ProcessDriver
 from pwm.nodeagent.fence import Fence
+from pwm.nodeagent.guard import Guard
 from pwm.nodeagent.health import Health
 from pwm.nodeagent.host import Host
 from pwm.nodeagent.relay import Relays
@@ -44,8 +46,15 @@ class Agent:
     """Everything of one agent; `run` it once."""
 
     def __init__(
-        self, config: AgentConfig, *, drivers: list[Driver], dial: Dial = dial_insecure, host: Host | None = None
+        self,
+        config: AgentConfig,
+        *,
+        drivers: list[Driver],
+        dial: Dial = dial_insecure,
+        host: Host | None = None,
+        guard: Guard | None = None,
     ) -> None:
+        """`guard`: for what happens when this is killed or hangs; tests and the simulator do without."""
         self._config = config
         self._drivers = drivers
         self._host = host or Host(config)
@@ -56,9 +65,16 @@ class Agent:
             output=self._host.logs,
             clock_ns=self._host.now_ns,
             on_drivers_changed=self._drivers_changed,
+            killed=guard.killed if guard else None,
         )
+        self._guard = guard
         self._devices = self._host.devices(self.supervisor.runtime_ids)
-        self._fence = Fence(self._host.journal, boot_id=self._host.inventory.boot_id, clock_ms=self._host.uptime_ms)
+        self._fence = Fence(
+            self._host.journal,
+            boot_id=self._host.inventory.boot_id,
+            clock_ms=self._host.uptime_ms,
+            tell=guard.tell if guard else lambda contact: None,
+        )
         self._shells = Shells()
         relays = Relays(token=config.token, logs=self._host.logs, shells=self._shells, find=self.supervisor.find)
         self.sessions = Sessions(
@@ -88,6 +104,8 @@ class Agent:
         try:
             async with self._health.serving(self._config.health_address), asyncio.TaskGroup() as tasks:
                 beside = [tasks.create_task(work) for work in (self._host.logs.run(), self._shells.run())]
+                if self._guard:
+                    beside.append(tasks.create_task(self._guard.run()))
                 async with self.supervisor.running():
                     # So that the first hello says what there is.
                     await self.supervisor.engines_asked()
@@ -151,8 +169,12 @@ def drivers_of(config: AgentConfig) -> list[Driver]:
     """What the configuration allows."""
     drivers: list[Driver] = [DockerDriver(config.docker_socket, node=config.node, cluster=config.cluster)]
     if config.allow_process:
-        drivers.append(ProcessDriver(config.state_dir / "processes", node=config.node, cluster=config.cluster))
+        drivers.append(ProcessDriver(_processes(config), node=config.node, cluster=config.cluster))
     return drivers
+
+
+def _processes(config: AgentConfig) -> Path:
+    return config.state_dir / "processes"
 
 
 async def run(config: AgentConfig) -> None:
@@ -161,7 +183,11 @@ async def run(config: AgentConfig) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    agent = Agent(config, drivers=drivers_of(config))
+    try:
+        guard = Guard(config, processes=_processes(config) if config.allow_process else None)
+    except OSError as error:
+        raise ConfigError(f"The state folder {config.state_dir} cannot be used: {error.strerror}") from error
+    agent = Agent(config, drivers=drivers_of(config), guard=guard)
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(agent.run())
         stopped = tasks.create_task(stop.wait())

@@ -60,6 +60,14 @@ class Output(Protocol):
         ...
 
 
+class Killed(Protocol):
+    """Uids of what the watchdog has killed while the agent was not there."""
+
+    def __contains__(self, uid: str, /) -> bool: ...
+
+    def discard(self, uid: str, /) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What all containers share."""
@@ -70,6 +78,7 @@ class Surroundings:
     slots: asyncio.Semaphore
     clock_ns: Callable[[], int]
     pulling: dict[str, PullProgress]
+    killed: Killed
 
 
 class Container:
@@ -388,10 +397,15 @@ class Container:
     def _report_end(self) -> None:
         assert self._ended is not None
         ended, record = self._ended, self.record
-        stopped = record.phase == P.EXITING or self._desired in (Desired.STOP, Desired.GONE)
+        stop = None
+        if record.phase == P.EXITING or self._desired in (Desired.STOP, Desired.GONE):
+            stop = self._stop_reason()
+        elif ended.exit_code == endings.KILLED and self.uid in self._around.killed:
+            log.warning("the watchdog had ended it", uid=self.uid)
+            stop = endings.BY_WATCHDOG
         self._report(
             P.EXITED,
-            reason=endings.reason(ended, record.assignment.spec, stop=self._stop_reason() if stopped else None),
+            reason=endings.reason(ended, record.assignment.spec, stop=stop),
             # The engine's own time, where it has one: the agent's is that of the answer to `start`. Both may be
             # noted only after a very short command has already ended.
             started_at_ns=min(ended.started_at_ns or self._started_at_ns, ended.finished_at_ns),

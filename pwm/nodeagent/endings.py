@@ -13,6 +13,11 @@ from pwm.quantity import format_bytes
 
 # As in a shell: 128 + n for signal n.
 SIGNAL_BASE = 128
+KILLED = SIGNAL_BASE + signal.SIGKILL
+BY_WATCHDOG = Reason(
+    code=Reason.SELF_FENCED,
+    message="its node's agent did not run, or hung, so the watchdog ended it before another may start elsewhere",
+)
 
 
 def reason(ended: Ended, spec: ContainerSpec, *, stop: Reason | None) -> Reason:

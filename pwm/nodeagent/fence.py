@@ -16,8 +16,9 @@ machine slept. Its containers may long have successors, or, as after the whole c
 It tries for a moment to reach a controller, which can tell, before it ends them.
 
 An agent that is stopped in good order takes its promise back first: its containers run on, and nothing is started
-in their place. One that is killed, or hangs, cannot: it must be started again, or found by a watchdog, within
-`lost_after`.
+in their place. For one that is killed, or hangs, the watchdog keeps the promise (`watchdog.py`): it is told of every
+contact, and acts when the time that is left for containers to end by themselves is over. The same goes for an
+agent that could tell nobody that it leaves.
 """
 
 import asyncio
@@ -28,7 +29,8 @@ from typing import NamedTuple
 import structlog
 
 from pwm.api.v1.common_pb2 import Reason
-from pwm.nodeagent.journal import Journal
+from pwm.nodeagent.journal import Contact, Journal
+from pwm.nodeagent.watchdog import graces_end_ms
 from pwm.quantity import format_duration
 
 log = structlog.get_logger(__name__)
@@ -58,8 +60,9 @@ class Fence:
         boot_id: str,
         clock_ms: Callable[[], int],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        tell: Callable[[Contact], None] = lambda contact: None,
     ) -> None:
-        """`clock_ms`: elapsed time since boot, sleep included."""
+        """`clock_ms`: elapsed time since boot, sleep included. `tell`: whoever keeps the promise if nobody is here."""
         self._journal = journal
         self._clock_ms = clock_ms
         self._sleep = sleep
@@ -69,6 +72,9 @@ class Fence:
         self._fenced_after_ms = -1
         self._changed = asyncio.Event()
         self._leaving = False
+        self._tell = tell
+        if self.promised_ms:
+            tell(self._contact)
 
     # ---- contact
 
@@ -80,6 +86,7 @@ class Fence:
         if sent_ms <= self._contact.heard_ms:
             return
         self._contact = replace(self._contact, heard_ms=sent_ms)
+        self._tell(self._contact)
         self._changed.set()
         if sent_ms >= self._journal.contact.heard_ms + self._contact.self_fence_ms / KEPT_PER_SELF_FENCE:
             self._journal.keep_contact(self._contact)
@@ -90,6 +97,7 @@ class Fence:
         self._contact = replace(before, self_fence_ms=self_fence_ms, lost_after_ms=lost_after_ms)
         if self._contact == before:
             return False
+        self._tell(self._contact)
         self._changed.set()
         self._journal.keep_contact(self._contact)
         return True
@@ -109,7 +117,9 @@ class Fence:
 
     def left(self) -> None:
         """The control plane knows that nothing is promised: there is nothing to count from."""
-        self._journal.keep_contact(replace(self._contact, heard_ms=0))
+        nothing = replace(self._contact, heard_ms=0)
+        self._journal.keep_contact(nothing)
+        self._tell(nothing)
 
     @property
     def doubtful(self) -> bool:
@@ -153,10 +163,8 @@ class Fence:
         return self._contact.heard_ms > contact.heard_ms
 
     def _fencing(self) -> Fencing:
-        """Half of the margin is for containers to end by themselves, half for engines and for clocks that drift."""
         contact = self._contact
-        margin_ms = contact.lost_after_ms - contact.self_fence_ms
-        grace_ms = max(0, contact.self_fence_ms + margin_ms // 2 - self._silent_ms())
+        grace_ms = max(0, graces_end_ms(contact.self_fence_ms, contact.lost_after_ms) - self._silent_ms())
         after = format_duration(contact.self_fence_ms)
         said = (
             f"its node could not reach any controller for {after}, so it had to end before another may start elsewhere"

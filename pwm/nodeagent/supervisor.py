@@ -17,13 +17,15 @@ import structlog
 from pwm.api.v1.agent_pb2 import Assignment, Assignments, HeldContainer, PullProgress
 from pwm.api.v1.node_pb2 import DriverInfo
 from pwm.api.v1.workload_pb2 import ContainerSpec, WorkloadSpec
-from pwm.nodeagent.container import Container, Output, Surroundings
+from pwm.nodeagent.container import Container, Killed, Output, Surroundings
+from pwm.nodeagent.drivers.docker_spec import ON_NODE_LOST
 from pwm.nodeagent.drivers.driver import Adopted, Driver
 from pwm.nodeagent.engine import Engine
 from pwm.nodeagent.fence import Fencing
 from pwm.nodeagent.journal import Journal, Record
 from pwm.nodeagent.reporter import Reporter
 from pwm.nodeagent.step import Desired
+from pwm.nodeagent.watchdog import RESCHEDULE
 
 log = structlog.get_logger(__name__)
 
@@ -44,7 +46,9 @@ class Supervisor:
         output: Output,
         clock_ns: Callable[[], int],
         on_drivers_changed: Callable[[], None],
+        killed: Killed | None = None,
     ) -> None:
+        """`killed`: what the watchdog has killed, where there is one."""
         self._engines = {driver.name: Engine(driver) for driver in drivers}
         self._journal = journal
         self.reporter = Reporter(journal, on_acknowledged=self._acknowledged, clock_ns=clock_ns)
@@ -57,6 +61,7 @@ class Supervisor:
         # None until the control plane has said what it wants.
         self._assigned: set[str] | None = None
         self._pulling: dict[str, PullProgress] = {}
+        self._killed: Killed = set[str]() if killed is None else killed
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -145,6 +150,7 @@ class Supervisor:
                 slots=self._slots,
                 clock_ns=self._clock_ns,
                 pulling=self._pulling,
+                killed=self._killed,
             ),
         )
         self._containers[record.uid] = container
@@ -158,6 +164,7 @@ class Supervisor:
             log.exception("container task broke", uid=container.uid)
             await container.give_up()
         del self._containers[container.uid]
+        self._killed.discard(container.uid)
 
     def _acknowledged(self, uid: str) -> None:
         if container := self._containers.get(uid):
@@ -222,6 +229,7 @@ def _record_of(found: Adopted, driver: str) -> Record:
         workload=labels.get("pwm.workload", ""),
         replica=int(labels.get("pwm.replica", "0")),
         attempt=found.attempt,
+        on_node_lost=WorkloadSpec.reschedule if labels.get(ON_NODE_LOST) == RESCHEDULE else WorkloadSpec.wait,
     )
     assignment = Assignment(uid=found.uid, group=labels.get("pwm.group", ""), spec=spec)
     return Record(found.uid, assignment, runtime_id=found.runtime_id)

@@ -12,9 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.watchdogs import end_watchdogs, watchdogs
+
 START_LIMIT_S = 90.0
 STOP_LIMIT_S = 60.0
 COMMAND_LIMIT_S = 60.0
+# It is sent away, not waited for.
+WATCHDOG_LIMIT_S = 0.5
 POLL_S = 0.05
 
 
@@ -80,13 +84,17 @@ def pwm_up(directory: Path, *options: str, docker_host: str) -> Iterator[LocalPw
             [sys.executable, "-m", "pwm", "up", "--port", "0", *options],
             stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, text=True, start_new_session=True,
         )  # fmt: skip
+    state = directory
     try:
         wait_until(lambda: re.search(r"^Ready", log.read_text(), re.M) or process.poll() is not None,
                    f"pwm up is not ready: {log.read_text()}", limit_s=START_LIMIT_S)  # fmt: skip
         assert process.poll() is None, log.read_text()
+        state = Path(re.findall(r"^PWM \S+ in (.+)$", log.read_text(), re.M)[0])
         yield LocalPwm(process, environment, log)
         process.send_signal(signal.SIGINT)
         assert process.wait(STOP_LIMIT_S) == 0, log.read_text()
+        wait_until(lambda: not watchdogs(state), "an agent that was stopped in good order has left its watchdog behind",
+                   limit_s=WATCHDOG_LIMIT_S)  # fmt: skip
     finally:
         if process.poll() is None:
             process.terminate()
@@ -95,3 +103,4 @@ def pwm_up(directory: Path, *options: str, docker_host: str) -> Iterator[LocalPw
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        end_watchdogs(state)

@@ -20,6 +20,7 @@ from pwm.etcd_process import find_etcd
 from pwm.images import ensure_busybox
 from tests.docker_engine import IsolatedDockerd
 from tests.faults.network import Host, Network, Process
+from tests.watchdogs import end_watchdogs
 
 T = TypeVar("T")
 
@@ -188,6 +189,7 @@ class FaultCluster:
             process.kill()
         for process in self.processes.values():
             process.wait()
+        end_watchdogs(self.directory)
         self.docker.close()
 
     # ---- what it says

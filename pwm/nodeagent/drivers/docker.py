@@ -28,7 +28,7 @@ from pwm.nodeagent.drivers import docker_exec
 from pwm.nodeagent.drivers.docker_api import ApiError, DockerApi
 from pwm.nodeagent.drivers.docker_errors import create_error, start_error
 from pwm.nodeagent.drivers.docker_pull import Pulls
-from pwm.nodeagent.drivers.docker_spec import check, container_name, create_body
+from pwm.nodeagent.drivers.docker_spec import check, container_name, create_body, identity
 from pwm.nodeagent.drivers.docker_usage import Cgroups
 from pwm.nodeagent.drivers.driver import (
     Adopted,
@@ -77,6 +77,7 @@ class DockerDriver:
         self._api = DockerApi(socket)
         self._node = node
         self._cluster = cluster
+        self._own = identity(node=node, cluster=cluster)
         self._pulls = Pulls(self._api)
         self._known: dict[str, _Known] = {}
         self._root = Path("/var/lib/docker")
@@ -101,7 +102,7 @@ class DockerDriver:
 
     async def _follow_events(self, *, lost: bool) -> None:
         params = {
-            "filters": json.dumps({"type": ["container"], "event": ["die", "destroy"], "label": self._own()}),
+            "filters": json.dumps({"type": ["container"], "event": ["die", "destroy"], "label": self._own}),
             "since": f"{time.time() - EVENTS_OVERLAP_S:.9f}",
         }
         async with self._api.stream("GET", "/events", params) as events:
@@ -119,9 +120,6 @@ class DockerDriver:
                             settling.create_task(self._settle(known, lost=lost and old))
             except* EngineUnreachable as group:
                 raise group.exceptions[0] from None
-
-    def _own(self) -> list[str]:
-        return [f"pwm.node={self._node}", f"pwm.cluster={self._cluster}"]
 
     async def _settle_all(self, *, lost: bool) -> None:
         """After a gap in the events: whatever does not run any more is looked at."""
@@ -152,7 +150,7 @@ class DockerDriver:
     async def _list(self) -> list[dict[str, Any]]:
         try:
             found: list[dict[str, Any]] = await self._api.get(
-                "/containers/json", {"all": "1", "filters": json.dumps({"label": self._own()})}
+                "/containers/json", {"all": "1", "filters": json.dumps({"label": self._own})}
             )
         except ApiError as error:
             raise EngineUnreachable(f"The Docker engine did not list its containers: {error.message}") from error

@@ -14,8 +14,9 @@ from typing import Any
 
 from pwm.api.v1.agent_pb2 import Assignment
 from pwm.api.v1.common_pb2 import Reason
-from pwm.api.v1.workload_pb2 import ContainerSpec, Health
+from pwm.api.v1.workload_pb2 import ContainerSpec, Health, WorkloadSpec
 from pwm.nodeagent.drivers.driver import DriverError
+from pwm.nodeagent.watchdog import RESCHEDULE
 from pwm.quantity import QuantityError, parse_duration
 
 # What ordinary images need: package managers and entry points that change owners and users (CHOWN to SETUID),
@@ -36,6 +37,7 @@ LOG_MAX_SIZE = "64m"
 LOG_MAX_FILES = "5"
 FORBIDDEN_ENV_PREFIXES = ("LD_", "NVIDIA_")
 LABEL_PREFIX = "pwm."
+ON_NODE_LOST = "pwm.on-node-lost"
 NANOS_PER_MILLI = 1_000_000
 
 
@@ -92,7 +94,7 @@ def create_body(assignment: Assignment, *, node: str, cluster: str) -> dict[str,
 
 def own_labels(assignment: Assignment, *, node: str, cluster: str) -> dict[str, str]:
     spec = assignment.spec
-    return {
+    labels = {
         "pwm.uid": assignment.uid,
         "pwm.group": assignment.group,
         "pwm.workload": spec.workload,
@@ -101,6 +103,15 @@ def own_labels(assignment: Assignment, *, node: str, cluster: str) -> dict[str, 
         "pwm.node": node,
         "pwm.cluster": cluster,
     }
+    if spec.on_node_lost == WorkloadSpec.reschedule:
+        # The watchdog finds by it what it has to end.
+        labels[ON_NODE_LOST] = RESCHEDULE
+    return labels
+
+
+def identity(*, node: str, cluster: str) -> list[str]:
+    """Filters for what is of this agent's."""
+    return [f"pwm.node={node}", f"pwm.cluster={cluster}"]
 
 
 def _environment(spec: ContainerSpec) -> list[str]:

@@ -12,7 +12,6 @@ is reading it.
 
 import asyncio
 import contextlib
-import fcntl
 import json
 import os
 import platform
@@ -31,6 +30,7 @@ import structlog
 from pwm.api.v1.agent_pb2 import Assignment, ContainerUsage, PullProgress, StartExec
 from pwm.api.v1.common_pb2 import Reason
 from pwm.api.v1.node_pb2 import DriverInfo
+from pwm.api.v1.workload_pb2 import WorkloadSpec
 from pwm.nodeagent.drivers import docker_spec, process_shim, process_spec, process_tree
 from pwm.nodeagent.drivers.driver import (
     Adopted,
@@ -89,7 +89,7 @@ class _Process:
 
     @property
     def launching(self) -> bool:
-        return _locked(self.folder) and self.result("started") is None
+        return process_shim.watches(self.folder) and self.result("started") is None
 
     @property
     def pid(self) -> int:
@@ -263,6 +263,8 @@ class ProcessDriver:
             "data_bytes": 0 if limited else spec.resources.memory_bytes,
             "log": str(self._log_folder(process) / "container.log"),
             "log_limits": _LOG_LIMITS,
+            # For the watchdog.
+            "on_node_lost": WorkloadSpec.OnNodeLost.Name(spec.on_node_lost),
         }
         self._write(process.folder / "config.json", json.dumps(config).encode())
         self._write(process.folder / "launched", b"")
@@ -285,7 +287,7 @@ class ProcessDriver:
         while process.launching and time.monotonic() < deadline:  # noqa: ASYNC110 - a file of another process
             await asyncio.sleep(_POLL_S)
         started = process.result("started")
-        running = _locked(process.folder)
+        running = process_shim.watches(process.folder)
         assignment = process.assignment
         ended = self._ended(process) if process.launched and not running else None
         return Adopted(
@@ -315,10 +317,10 @@ class ProcessDriver:
     async def _shim_gone(self, process: _Process) -> None:
         """Until the shim has ended, and with it everything it watched. Works for the shim of an earlier agent."""
         started = process.result("started")
-        if started is not None and _locked(process.folder):
+        if started is not None and process_shim.watches(process.folder):
             with contextlib.suppress(ProcessLookupError):
-                await _gone(started["shim"])
-        while _locked(process.folder):  # noqa: ASYNC110 - a lock of another process
+                await process_tree.gone(started["shim"])
+        while process_shim.watches(process.folder):  # noqa: ASYNC110 - a lock of another process
             await asyncio.sleep(_POLL_S)
 
     def _signal(self, process: _Process, number: signal.Signals) -> None:
@@ -375,31 +377,3 @@ def _remark(process: _Process) -> str:
         return (process.folder / "shim.log").read_text(errors="replace").strip().rpartition("\n")[2]
     except FileNotFoundError:
         return ""
-
-
-def _locked(folder: Path) -> bool:
-    """Whether the shim of this folder lives."""
-    try:
-        fd = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
-
-
-async def _gone(pid: int) -> None:
-    """Until a process that may be nobody's child has ended; raises ProcessLookupError when there is none."""
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    fd = os.pidfd_open(pid)
-    loop.add_reader(fd, ended.set)
-    try:
-        await ended.wait()
-    finally:
-        loop.remove_reader(fd)
-        os.close(fd)

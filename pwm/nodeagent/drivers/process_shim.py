@@ -262,6 +262,21 @@ def start_ticks(pid: int) -> int:
         return 0
 
 
+def watches(folder: Path) -> bool:
+    """Whether the shim of this folder lives."""
+    try:
+        fd = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
 def _write(folder: Path, name: str, content: dict[str, Any]) -> None:
     """Whole or not at all."""
     new = folder / f"{name}.new"

@@ -3,6 +3,7 @@
 Orphans of a watched process come back to its shim (a subreaper), so the tree below the shim is complete.
 """
 
+import asyncio
 import os
 import pwd
 from collections import defaultdict
@@ -48,6 +49,19 @@ def use(shim: int) -> Use:
         memory_bytes=sum(stat.resident_bytes for stat in stats),
         pids=len(stats),
     )
+
+
+async def gone(pid: int) -> None:
+    """Until a process that may be nobody's child has ended; raises ProcessLookupError when there is none."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    fd = os.pidfd_open(pid)
+    loop.add_reader(fd, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(fd)
+        os.close(fd)
 
 
 def _below(root: int) -> list[_Stat]:

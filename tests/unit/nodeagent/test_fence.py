@@ -11,7 +11,7 @@ from pwm.api.v1.common_pb2 import Reason
 from pwm.api.v1.workload_pb2 import WorkloadSpec
 from pwm.nodeagent.drivers.driver import Runtime
 from pwm.nodeagent.fence import LAST_CHANCE_MS, Fence, Fencing
-from pwm.nodeagent.journal import Journal
+from pwm.nodeagent.journal import Contact, Journal
 from tests.unit.nodeagent.fakes import FakeController, FakeDriver, RunningAgent, order, until
 
 FENCE_MS, LOST_MS = 90_000, 120_000
@@ -174,6 +174,34 @@ async def test_without_being_asked_to_it_never_falls(time: Time, journal: Journa
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
             await fence.run(end)
+
+
+async def test_whoever_keeps_the_promise_meanwhile_is_told_of_all_that_changes_it(time: Time, journal: Journal) -> None:
+    told: list[Contact] = []
+
+    def fence_on_boot(boot: str) -> Fence:
+        return Fence(journal, boot_id=boot, clock_ms=lambda: time.now_ms, sleep=time.sleep, tell=told.append)
+
+    fence = fence_on_boot("boot-1")
+    assert told == [], "one that stands is not taken back by who knows of none"
+    fence.configure(self_fence_ms=FENCE_MS, lost_after_ms=LOST_MS)
+    fence.heard(T0)
+    assert told[-1] == Contact("boot-1", T0, FENCE_MS, LOST_MS)
+    fence.heard(T0 + 10)
+    assert told[-1].heard_ms == T0 + 10, "also what is not worth writing down"
+    fence.configure(self_fence_ms=8_000, lost_after_ms=12_000)
+    assert told[-1] == Contact("boot-1", T0 + 10, 8_000, 12_000)
+    told.clear()
+    fence.leave()
+    assert told == [], "nobody knows yet"
+    again = fence_on_boot("boot-1")
+    assert told == [Contact("boot-1", T0 + 10, 8_000, 12_000)]
+    again.left()
+    assert told[-1].heard_ms == 0
+    told.clear()
+    fence_on_boot("boot-1")
+    fence_on_boot("boot-2")
+    assert told == []
 
 
 # ---- the whole agent
