@@ -2,12 +2,13 @@
 
 Times are a tenth of the usual ones. What must hold: nothing runs twice, what a lost node has stays taken until
 its end is known, a loss of contact that is shorter than the fence costs nothing, and when all nodes fall
-silent nothing is given up.
+silent nothing is given up. An agent that is killed or frozen is not there to do its part; its watchdog is.
 """
 
 import http.client
 import json
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from tests.etcd_server import require_etcd
 from tests.pwm_cluster import START_LIMIT_S, PwmCluster, eventually
 from tests.pwm_watch import watching
 from tests.tcp_wire import TcpWire
+from tests.watchdogs import watchdogs
 
 pytestmark = [pytest.mark.etcd, pytest.mark.docker]
 
@@ -70,6 +72,28 @@ class TwoNodes(PwmCluster):
         super().close()
 
     # ---- what it says
+
+    def watchdogs(self, node: str) -> list[int]:
+        return watchdogs(self.directory / node)
+
+    def docker(self, command: str, name: str) -> None:
+        subprocess.run(
+            ["docker", "-H", self.docker_host, command, f"pwm.users.{name}"], check=True, capture_output=True
+        )
+
+    def runs(self, name: str) -> bool:
+        return bool(self.container(name)["status"].get("phase") == "RUNNING")
+
+    def ended_before_its_successor(self, name: str) -> dict[str, Any]:
+        """By the engine's own clock; what it says of the old one."""
+        old: dict[str, Any] = self.inspect(f"{name}.0.1")["State"]
+        assert not old["Running"]
+        assert at(old["FinishedAt"]) < at(self.inspect(f"{name}.0.2")["State"]["StartedAt"])
+        return old
+
+    def until_self_fenced(self, name: str) -> None:
+        eventually(lambda: self.container(name)["status"]["phase"] == "EXITED", f"the end of {name} is known")
+        assert self.container(name)["status"]["reason"]["code"] == "SELF_FENCED"
 
     def named(self, kind: str, name: str) -> dict[str, Any]:
         return json.loads(self.ok("get", kind, name, "-o", "json"))  # type: ignore[no-any-return]
@@ -250,6 +274,7 @@ def test_an_agent_that_was_stopped_in_good_order_is_waited_for(pwm: TwoNodes) ->
     pwm.run_on("n1", "far-stays", SLEEP, on_node_lost="reschedule")
     before = pwm.inspect("far-stays.0.1")["State"]
     pwm.stop("agent-n1")
+    eventually(lambda: not pwm.watchdogs("n1"), "there is nothing to watch over", limit_s=0.5)
     eventually(lambda: pwm.status_of("n1").get("phase") == "LOST", "n1 is LOST", limit_s=LOST_AFTER_S + SLACK_S)
     assert "what runs there is left alone" in pwm.ok("describe", "node", "n1")
     assert (pwm.phase("far-stays"), len(pwm.containers("far-stays"))) == ("UNKNOWN", 1)
@@ -257,6 +282,80 @@ def test_an_agent_that_was_stopped_in_good_order_is_waited_for(pwm: TwoNodes) ->
     pwm.until("far-stays", "RUNNING")
     after = pwm.inspect("far-stays.0.1")["State"]
     assert (after["Pid"], after["StartedAt"]) == (before["Pid"], before["StartedAt"])
+
+
+# ---- agents that cannot keep their promise
+
+
+def test_what_an_agent_leaves_behind_ends_before_its_successor_begins(pwm: TwoNodes) -> None:
+    pwm.run_on("n1", "far-moves", STUBBORN, on_node_lost="reschedule", stop_grace="60s")
+    pwm.run_on("n1", "far-paused", STUBBORN, on_node_lost="reschedule")
+    pwm.run_on("n1", "far-waits", SLEEP, on_node_lost="wait")
+    kept = pwm.inspect("far-waits.0.1")["State"]
+    pwm.docker("pause", "far-paused.0.1")
+    (watchdog,) = pwm.watchdogs("n1")
+    pwm.kill("agent-n1")
+    killed_at = time.time()
+    assert pwm.watchdogs("n1") == [watchdog]
+
+    for name in ("far-moves", "far-paused"):
+        eventually(lambda name=name: pwm.runs(f"{name}.0.2"), "the successor runs", limit_s=LOST_AFTER_S + 2 * SLACK_S)
+        old = pwm.ended_before_its_successor(name)
+        assert SELF_FENCE_S - 2 < at(old["FinishedAt"]) - killed_at < LOST_AFTER_S - 1
+        assert old["ExitCode"] == 137
+    eventually(lambda: not pwm.watchdogs("n1"), "the watchdog has nothing left to do")
+    after = pwm.inspect("far-waits.0.1")["State"]
+    assert (after["Pid"], after["StartedAt"]) == (kept["Pid"], kept["StartedAt"])
+
+    pwm.start_node("n1")
+    for name in ("far-moves", "far-paused"):
+        pwm.until_self_fenced(f"{name}.0.1")
+        assert [c["spec"]["attempt"] for c in pwm.containers(name)] == [1, 2]
+    assert len(pwm.watchdogs("n1")) == 1
+
+
+def test_what_a_frozen_agent_holds_ends_too_and_all_is_well_when_it_thaws(pwm: TwoNodes) -> None:
+    pwm.run_on("n1", "far-moves", STUBBORN, on_node_lost="reschedule", stop_grace="60s")
+    (watchdog,) = pwm.watchdogs("n1")
+    pwm.freeze("agent-n1")
+    eventually(lambda: pwm.runs("far-moves.0.2"), "the successor runs", limit_s=LOST_AFTER_S + 2 * SLACK_S)
+    pwm.ended_before_its_successor("far-moves")
+    assert pwm.watchdogs("n1") == [watchdog], "its agent may go on any moment"
+    pwm.thaw("agent-n1")
+    eventually(lambda: pwm.is_ready("n1"), "n1 is back")
+    pwm.until_self_fenced("far-moves.0.1")
+    pwm.until("far-moves", "RUNNING")
+    assert [c["spec"]["attempt"] for c in pwm.containers("far-moves")] == [1, 2]
+    assert pwm.watchdogs("n1") == [watchdog]
+
+
+def test_an_agent_that_is_started_again_in_time_takes_over_and_so_does_its_watchdog(pwm: TwoNodes) -> None:
+    pwm.run_on("n1", "far-stays", SLEEP, on_node_lost="reschedule")
+    before = pwm.inspect("far-stays.0.1")["State"]
+    (first,) = pwm.watchdogs("n1")
+    pwm.kill("agent-n1")
+    began = time.monotonic()
+    eventually(lambda: time.monotonic() > began + GRACE_S, "it is away for a while")
+    pwm.start_node("n1")
+    (second,) = eventually(lambda: (now := pwm.watchdogs("n1")) and len(now) == 1 and first not in now and now, "one")
+    os.kill(second, signal.SIGKILL)
+    (third,) = eventually(lambda: [pid for pid in pwm.watchdogs("n1") if pid != second], "the agent starts another")
+    over = time.monotonic() + LOST_AFTER_S + SLACK_S
+    eventually(lambda: time.monotonic() > over, "long enough for a loss", limit_s=LOST_AFTER_S + 2 * SLACK_S)
+    after = pwm.inspect("far-stays.0.1")["State"]
+    assert (after["Pid"], after["StartedAt"]) == (before["Pid"], before["StartedAt"])
+    assert pwm.watchdogs("n1") == [third]
+    assert (pwm.phase("far-stays"), len(pwm.containers("far-stays"))) == ("RUNNING", 1)
+
+
+def test_an_agent_that_nobody_hears_leave_is_held_to_its_promise(pwm: TwoNodes) -> None:
+    pwm.run_on("n1", "far-moves", STUBBORN, on_node_lost="reschedule")
+    pwm.wires["n1"].cut()
+    pwm.stop("agent-n1")
+    assert len(pwm.watchdogs("n1")) == 1
+    eventually(lambda: pwm.runs("far-moves.0.2"), "the successor runs", limit_s=LOST_AFTER_S + 2 * SLACK_S)
+    pwm.ended_before_its_successor("far-moves")
+    eventually(lambda: not pwm.watchdogs("n1"), "the watchdog has nothing left to do")
 
 
 def test_an_admin_says_that_a_node_is_dead(pwm: TwoNodes) -> None:

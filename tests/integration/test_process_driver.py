@@ -16,10 +16,12 @@ import pytest
 
 from pwm.api.v1.agent_pb2 import STDERR, STDOUT, Assignment, ExecOutput, ReadLogs, StartExec, TerminalSize
 from pwm.api.v1.common_pb2 import Reason
+from pwm.api.v1.workload_pb2 import WorkloadSpec
 from pwm.nodeagent.drivers.driver import ContainerMissing, ContainerNotRunning, DriverError, Ended, Runtime
 from pwm.nodeagent.drivers.process import ProcessDriver
 from pwm.nodeagent.drivers.process_cgroup import Cgroup, Limits
 from pwm.nodeagent.logs import LogStore
+from pwm.nodeagent.watchdog import Processes
 
 NOBODY = 65534
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="changing users and limits by control group needs root")
@@ -45,12 +47,13 @@ class Node:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self.folder = root / "processes"
         self.driver = self._new_driver()
         self.logs = LogStore(root / "logs")
         self._taking = asyncio.create_task(self.logs.run())
 
     def _new_driver(self) -> ProcessDriver:
-        return ProcessDriver(self._root / "processes", node="n1", cluster="test")
+        return ProcessDriver(self.folder, node="n1", cluster="test")
 
     def restart(self) -> None:
         self.driver = self._new_driver()
@@ -464,3 +467,25 @@ async def test_output_that_outgrows_its_files_goes_on(node: Node) -> None:
     assert ended.exit_code == 0
     assert len(printed) == 80_000_000
     assert printed == b"0123456789abcde\n" * 5_000_000
+
+
+async def test_the_watchdog_ends_what_may_start_elsewhere_and_all_that_it_started(node: Node) -> None:
+    family = "setsid sleep 1000 & echo $!; trap '' TERM; while :; do sleep 0.1; done"
+    pids = {}
+    for uid, on_node_lost in (("moves", WorkloadSpec.reschedule), ("waits", WorkloadSpec.wait)):
+        pid = await node.start(assignment(uid, "sh", "-c", family, on_node_lost=on_node_lost))
+        pids[uid] = [pid, int(await node.printed_first(uid))]
+    await node.driver.create(assignment("made", "true", on_node_lost=WorkloadSpec.reschedule))
+    processes, noted = Processes(node.folder), []
+
+    async with asyncio.timeout(30):
+        while not processes.end(noted.append):  # noqa: ASYNC110 - it is a process of its own
+            await asyncio.sleep(0.01)
+    assert set(noted) == {"moves"}
+    assert [alive(pid) for pid in pids["moves"]] == [False, False]
+    assert [alive(pid) for pid in pids["waits"]] == [True, True]
+    ended, _ = await node.end("moves")
+    assert ended.exit_code == 137
+    noted.clear()
+    assert processes.end(noted.append)
+    assert not noted
