@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Any, Literal
 
     # What a parameter's values are, so that the shell can complete them.
-    Completes = Literal["kind", "name", "profile", "group", "file", ""]
+    Completes = Literal["kind", "name", "profile", "group", "user", "token", "file", ""]
 
 
 class Option:

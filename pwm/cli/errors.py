@@ -110,6 +110,6 @@ def server_error(document: object, *, http_status: int = 500) -> ServerError:
     ]
     next_steps = [str(problem["nextStep"]) for problem in problems if problem.get("nextStep")]
     if status == UNAUTHENTICATED and not next_steps:
-        next_steps = ["Check the token of this profile: pwm profile ls, or set PWM_TOKEN"]
+        next_steps = ["pwm login takes a live token; PWM_TOKEN, where it is set, replaces the profile's"]
     message = str(document.get("message") or f"the server answered {http_status} without saying why")
     return ServerError(message, status=status, next_step="\n  ".join(next_steps), problems=problems)

@@ -29,8 +29,8 @@ class Invocation:
         self.zone: str = scope.get("zone") or ""
         self.out: TextIO = out or sys.stdout
         self.err: TextIO = err or sys.stderr
-        self._profile_name: str = scope.get("profile") or ""
-        self._servers: tuple[str, ...] = tuple(scope.get("server") or ())
+        self.profile_name: str = scope.get("profile") or ""
+        self.servers: tuple[str, ...] = tuple(scope.get("server") or ())
         self._profile: Profile | None = None
         self._client: Client | None = None
 
@@ -55,7 +55,7 @@ class Invocation:
         if self._profile is None:
             from pwm.cli.profiles import current_profile
 
-            self._profile = current_profile(self._profile_name, self._servers, warn=self.warn)
+            self._profile = current_profile(self.profile_name, self.servers, warn=self.warn)
         return self._profile
 
     @property

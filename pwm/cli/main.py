@@ -41,6 +41,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "scale": ("scale", "Change a workload's number of replicas."),
     "delete": ("delete", "Delete resources."),
     "events": ("events", "What happened, and who did it."),
+    "login": ("login", "Log in with a token."),
+    "token": ("token", "Make, list and end tokens."),
     "profile": ("profile", "Servers and tokens."),
     "whoami": ("whoami", "Who the token speaks for."),
     "version": ("version", "Version of client and server."),

@@ -62,7 +62,7 @@ def current_profile(name: str, servers: Sequence[str], *, warn: Callable[[str], 
     from_environment = [url.strip() for url in os.environ.get("PWM_SERVER", "").split(",") if url.strip()]
     return Profile(
         wanted or DEFAULT_PROFILE,
-        servers=list(servers) or from_environment or _servers(entry) or [DEFAULT_SERVER],
+        servers=list(servers) or from_environment or servers_of(entry) or [DEFAULT_SERVER],
         token=os.environ.get("PWM_TOKEN") or str((entry.get("auth") or {}).get("token") or ""),
         ca_file=str(entry.get("ca") or ""),
     )
@@ -73,7 +73,8 @@ def current_name(config: dict[str, Any]) -> str:
     return os.environ.get("PWM_PROFILE") or str(config.get("profile") or "")
 
 
-def _servers(entry: dict[str, Any]) -> list[str]:
+def servers_of(entry: dict[str, Any]) -> list[str]:
+    """The servers of a profile's entry in the file."""
     servers = entry.get("server") or []
     return [servers] if isinstance(servers, str) else [str(server) for server in servers]
 

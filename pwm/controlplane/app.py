@@ -43,6 +43,9 @@ GRPC_OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
 )
 
+# What they say decides who may do what: open streams are looked at again when one of them changes.
+KINDS_OF_ACCESS = frozenset({"Token", "User", "Role", "Group"})
+
 
 async def run(config: ControllerConfig, stop: asyncio.Event) -> None:
     """A replica on real etcd and real sockets, until `stop` is set."""
@@ -96,6 +99,7 @@ async def _serve(config: ControllerConfig, plane: ControlPlane, kv: EtcdKV) -> N
         version=VERSION,
         most_streams=config.streams_per_user,
     )
+    plane.view.observe(lambda change: gateway.recheck_soon() if change.kind in KINDS_OF_ACCESS else None)
     try:
         server.add_insecure_port(f"{config.agent_host}:{config.agent_port}")
         await server.start()

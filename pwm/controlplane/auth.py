@@ -1,12 +1,13 @@
 """Who is calling, and may they: tokens to principals, principals to verbs.
 
 A token is 256 random bits behind a prefix that secret scanners can find; only its hash is stored, as the
-uid of a Token stream, so looking one up is one dictionary access and no comparison leaks its timing.
+uid of a Token stream, so looking one up is one dictionary access and no comparison leaks its timing. Who shows a
+token that has ended is told how it ended: it was theirs.
 """
 
 import hashlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import grpc
@@ -14,12 +15,16 @@ import grpc
 from pwm.api.v1.access_pb2 import Access
 from pwm.api.v1.common_pb2 import Actor
 from pwm.api.v1.identity_pb2 import Role, Token, User
+from pwm.api.v1.services_pb2 import TokenEntry
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.core import authz
-from pwm.controlplane.errors import ApiError, refused
+from pwm.controlplane.core.tokens import shown_name, speaks_for, state
+from pwm.controlplane.errors import ApiError, refused, unavailable
 from pwm.controlplane.view import View
 
 TOKEN_PREFIX = "pwm_"
+# A caller waits so long for a log that is being read anew, which takes a second where there are 100,000 streams.
+READING_LIMIT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,8 @@ class Principal:
 
     user: User | None
     node: str | None = None
+    # What the user showed.
+    token: Token | None = None
 
     @property
     def name(self) -> str:
@@ -49,6 +56,14 @@ def new_token() -> str:
     return TOKEN_PREFIX + secrets.token_urlsafe(32)
 
 
+def _invalid(why: str) -> ApiError:
+    return ApiError(
+        grpc.StatusCode.UNAUTHENTICATED,
+        why,
+        next_step="pwm login takes a live one; whoever has one makes another with pwm token create",
+    )
+
+
 def token_uid(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
@@ -56,23 +71,52 @@ def token_uid(token: str) -> str:
 class Authenticator:
     """Tokens to principals, against the view."""
 
-    def __init__(self, *, view: View, clock: Clock) -> None:
+    def __init__(
+        self, *, view: View, clock: Clock, note_use: Callable[[Token, str], None] = lambda token, peer: None
+    ) -> None:
+        """`note_use` is told of each request that came with a live token, and from which address."""
         self._view = view
         self._clock = clock
+        self._note_use = note_use
 
     async def user(self, token: str | None, peer: str) -> Principal:
-        """The principal of a user's token; without a token the anonymous one. Raises ApiError UNAUTHENTICATED."""
+        """The principal of a user's token; without a token the anonymous one.
+
+        Raises ApiError UNAUTHENTICATED; UNAVAILABLE when that cannot be known at the moment.
+        """
         if not token:
             return ANONYMOUS
-        found = self._live(token)
-        user = self._view.by_name("User", found.spec.user) if found is not None and found.spec.user else None
-        if user is None or (user.spec.HasField("active") and not user.spec.active):
+        if not self._view.synced:
+            await self._reading_is_over()
+        found: Token | None = self._view.get("Token", token_uid(token))
+        if found is None or not found.spec.user:
+            raise _invalid("this token is not valid")
+        user: User | None = self._view.by_name("User", found.spec.user)
+        if user is None or not speaks_for(found, user):
+            raise _invalid(f"there is no user {found.spec.user} any more, whose token this was")
+        match state(found, self._clock.now_ms()):
+            case TokenEntry.REVOKED:
+                raise _invalid(f"the token {shown_name(found)} of {found.spec.user} has been revoked")
+            case TokenEntry.EXPIRED:
+                when = found.spec.expires_at.ToJsonString()
+                raise _invalid(f"the token {shown_name(found)} of {found.spec.user} has expired at {when}")
+        if user.spec.HasField("active") and not user.spec.active:
             raise ApiError(
                 grpc.StatusCode.UNAUTHENTICATED,
-                "this token is not valid",
-                next_step="add a profile with a live token: pwm profile add NAME --token TOKEN --api-server URL",
+                f"user {user.metadata.name} is deactivated",
+                next_step="ask an admin; the token works again as soon as the user is active",
             )
-        return Principal(user=user)
+        self._note_use(found, peer)
+        return Principal(user=user, token=found)
+
+    async def _reading_is_over(self) -> None:
+        """While the log is read anew, nobody is known and everybody must not be sent away for it."""
+        try:
+            await self._view.wait_for(0, timeout_s=READING_LIMIT_S)
+        except TimeoutError as error:
+            raise unavailable(
+                "this replica reads the log, and does not know yet who may do what", next_step="try again in a moment"
+            ) from error
 
     async def node(self, token: str) -> str | None:
         """The node a node token is good for ("" = any node); None when it is no live node token."""
@@ -83,11 +127,7 @@ class Authenticator:
 
     def _live(self, token: str) -> Token | None:
         found: Token | None = self._view.get("Token", token_uid(token))
-        if found is None or found.spec.revoked:
-            return None
-        if found.spec.HasField("expires_at") and found.spec.expires_at.ToMilliseconds() <= self._clock.now_ms():
-            return None
-        return found
+        return found if found is not None and state(found, self._clock.now_ms()) == TokenEntry.LIVE else None
 
 
 class Authorizer:
@@ -104,7 +144,7 @@ class Authorizer:
             raise ApiError(
                 grpc.StatusCode.UNAUTHENTICATED,
                 "no token was sent",
-                next_step="add a profile: pwm profile add NAME --token TOKEN --api-server URL",
+                next_step="pwm login takes one, and makes a profile of it",
             )
         if access.authenticated:
             return

@@ -21,6 +21,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from pwm.api.v1 import events_pb2 as ev
 from pwm.api.v1.access_pb2 import since
 from pwm.api.v1.common_pb2 import Actor
+from pwm.api.v1.identity_pb2 import Token
 from pwm.api.v1.services_pb2 import Problem
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.core.decide import Change, Payload
@@ -43,7 +44,7 @@ READ_BACK_TIMEOUT_S = 10.0
 
 # Kinds whose names are unique in their group, across these kinds.
 GROUPED_KINDS = frozenset({"Workload", "Volume", "Storage", "Secret"})
-# Kinds without a name of their own to claim.
+# Kinds whose names are not claimed as those of others are: a container's is its workload's, a token's its user's.
 UNNAMED_KINDS = frozenset({"Container", "Token"})
 
 _PAYLOAD_FIELDS = {
@@ -192,12 +193,11 @@ class Commands:
         claimed: list[tuple[str, str]] = []
         released: list[str] = []
         for change in changes:
-            if change.kind in UNNAMED_KINDS:
-                continue
-            if change.state is None:
-                claimed.append((name_key(change.kind, change.group, change.name), f"{change.kind}/{change.uid}"))
-            if change.removes:
-                released.append(name_key(change.kind, change.group, change.name))
+            claims, releases = _names(change)
+            if claims:
+                claimed.append((claims, f"{change.kind}/{change.uid}"))
+            if releases:
+                released.append(releases)
         return Commit(
             id=self._clock.new_id(),
             writes=tuple(self._write(change, actor, now_ms) for change in changes),
@@ -264,8 +264,7 @@ class Commands:
         """Somebody has the name: another kind for good; the same kind means that the view was behind."""
         holder_kind, _, uid = error.holder.partition("/")
         for change in changes:
-            wanted = name_key(change.kind, change.group, change.name) if change.state is None else None
-            if wanted == error.name and change.kind != holder_kind:
+            if _names(change)[0] == error.name and change.kind != holder_kind:
                 raise NameInUse(change.name, holder_kind) from error
         await self._catch_up([StreamId(holder_kind, uid)])
 
@@ -294,6 +293,28 @@ def _out_of_reach(error: store_errors.KVError) -> ApiError:
         f"the change was not saved: the control plane's store is out of reach ({error})",
         next_step="try again in a moment; `pwm admin status` shows the state of etcd",
     )
+
+
+def _names(change: Change) -> tuple[str, str]:
+    """The name that a change claims, and the one that it releases, as the store keeps them; "" = none."""
+    if change.kind in UNNAMED_KINDS:
+        return _token_names(change) if change.kind == "Token" else ("", "")
+    key = name_key(change.kind, change.group, change.name)
+    return key if change.state is None else "", key if change.removes else ""
+
+
+def _token_names(change: Change) -> tuple[str, str]:
+    """A token's name is its user's, and free again once it is revoked. One that was given none has its uid for it."""
+    if change.name == change.uid:
+        return "", ""
+    if change.state is None:
+        issued = next(p for p in change.payloads if isinstance(p, ev.TokenIssued))
+        return f"Token/{issued.spec.user}/{change.name}", ""
+    assert isinstance(change.state, Token)
+    if change.state.spec.revoked:
+        return "", ""
+    ends = any(isinstance(p, (ev.TokenRevoked, ev.Removed)) for p in change.payloads)
+    return "", f"Token/{change.state.spec.user}/{change.name}" if ends else ""
 
 
 def name_key(kind: str, group: str, name: str) -> str:

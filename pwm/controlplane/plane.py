@@ -22,6 +22,7 @@ from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import Commands
 from pwm.controlplane.controllers.chores import keep_retention, watch_space
 from pwm.controlplane.controllers.nodes import NodeController
+from pwm.controlplane.controllers.tokens import forget_tokens
 from pwm.controlplane.controllers.workloads import WorkloadController
 from pwm.controlplane.core.nodes import DEFAULT_TIMES, NodeTimes
 from pwm.controlplane.core.scheduling.cluster import Cluster
@@ -47,6 +48,7 @@ from pwm.controlplane.services.logs import LogReader
 from pwm.controlplane.services.resources import ResourceService
 from pwm.controlplane.services.restore import Restore
 from pwm.controlplane.services.system import SystemService
+from pwm.controlplane.services.tokens import TokenService
 from pwm.controlplane.services.usage import UsageService
 from pwm.controlplane.services.workloads import WorkloadService
 from pwm.controlplane.store import errors as store_errors
@@ -59,6 +61,7 @@ from pwm.controlplane.store.kv import KV
 from pwm.controlplane.store.lineage import Lineage
 from pwm.controlplane.store.registry import Registry
 from pwm.controlplane.store.retention import Retention
+from pwm.controlplane.token_uses import TokenUses
 from pwm.controlplane.view import View, ViewChange
 from pwm.version import VERSION
 
@@ -124,7 +127,8 @@ class ControlPlane:
             clock=clock,
             on_lost=lambda: self.dispatcher.restart_sessions(),
         )
-        self.authenticator = Authenticator(view=self.view, clock=clock)
+        self.token_uses = TokenUses(kv, keys=keys, clock=clock)
+        self.authenticator = Authenticator(view=self.view, clock=clock, note_use=self.token_uses.note)
         self.authorizer = Authorizer(self.view)
         self.dispatcher = Dispatcher(
             replica=replica,
@@ -173,7 +177,13 @@ class ControlPlane:
             group.create_task(nodes.run())
 
     async def _lead_chores(self, fence: Guard) -> None:
-        await keep_retention(Retention(self.kv, self.store), clock=self.clock, fence=fence)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(keep_retention(Retention(self.kv, self.store), clock=self.clock, fence=fence))
+            group.create_task(
+                forget_tokens(
+                    view=self.view, commands=self.commands, clock=self.clock, uses=self.token_uses, fence=fence
+                )
+            )
 
     # ---- scheduling's accounting, in step with the view
 
@@ -210,6 +220,7 @@ class ControlPlane:
             group.create_task(watch_space(self.kv))
             group.create_task(self.roles.run())
             group.create_task(self.peers.run())
+            group.create_task(self.token_uses.run())
             group.create_task(self._listen())
 
     async def _ping(self) -> None:
@@ -270,7 +281,7 @@ class ControlPlane:
             view=view, commands=self.commands, cluster=self.cluster, authorizer=self.authorizer, clock=clock
         )
         servicers = {
-            "SystemService": SystemService(),
+            "SystemService": SystemService(clock),
             "ResourceService": ResourceService(
                 view=view,
                 queries=self.queries,
@@ -291,6 +302,14 @@ class ControlPlane:
                 store=self.store,
                 authorizer=self.authorizer,
                 clock=clock,
+                stale_since_ms=self.stale_since_ms,
+            ),
+            "TokenService": TokenService(
+                view=view,
+                commands=self.commands,
+                authorizer=self.authorizer,
+                clock=clock,
+                uses=self.token_uses,
                 stale_since_ms=self.stale_since_ms,
             ),
             "AdminService": self._admin_service(),

@@ -63,8 +63,10 @@ def _candidates(completes: str, known: dict[str, Any]) -> list[str]:
         return list(read_config(lambda text: None).get("api") or {})
     words = tuple(known.get("words") or ())
     kinds = [aliases[0] for aliases in KINDS.values()]
-    if completes == "group":
-        return _names("Group", known)
+    if completes in ("group", "user"):
+        return _names(completes.capitalize(), known)
+    if completes == "token":
+        return _live_tokens(known)
     if not words:
         return kinds if completes == "kind" else [*kinds[:1], *_names(WORKLOAD, known)]
     return _names(kind_of(words[0]) if is_kind(words[0]) else WORKLOAD, known)
@@ -77,6 +79,16 @@ def _names(kind: str, known: dict[str, Any]) -> list[str]:
         query = {**invocation.scope(), "format": "NAME"}
         answer = invocation.client.call("GET", f"/v1/resources/{kind}", query=query, timeout_s=ANSWER_TIMEOUT_S)
     return [line.rpartition("/")[2] for line in str(answer.get("text", "")).split()]
+
+
+def _live_tokens(known: dict[str, Any]) -> list[str]:
+    from pwm.cli.invocation import Invocation
+
+    with Invocation({name: known.get(name) for name in GLOBALS}) as invocation:
+        answer = invocation.client.call(
+            "GET", "/v1/tokens", query={"user": known.get("user")}, timeout_s=ANSWER_TIMEOUT_S
+        )
+    return [str(token["name"]) for token in answer.get("tokens", ()) if token.get("state") == "LIVE"]
 
 
 COMMANDS = {

@@ -12,6 +12,7 @@ from pwm.cli.profiles import (
     config_path,
     current_name,
     read_config,
+    servers_of,
     write_config,
 )
 
@@ -83,7 +84,7 @@ def ls(invocation: Invocation, *, output: str | None) -> int:
         for name in profiles:
             invocation.say(name)
         return exit_codes.DONE
-    rows = [(name, _servers(entry), _has_token(entry)) for name, entry in profiles.items()]
+    rows = [(name, servers_of(entry or {}), _has_token(entry)) for name, entry in profiles.items()]
     if output == "json":
         invocation.say(to_json([{"name": n, "server": s, "token": bool(t), "using": n == current} for n, s, t in rows]))
         return exit_codes.DONE
@@ -92,11 +93,6 @@ def ls(invocation: Invocation, *, output: str | None) -> int:
     marked = [("*" if name == current else "", name, ", ".join(servers), token) for name, servers, token in rows]
     invocation.out.write(table(("", "NAME", "SERVERS", "TOKEN"), marked))
     return exit_codes.DONE
-
-
-def _servers(entry: dict[str, Any]) -> list[str]:
-    servers = (entry or {}).get("server") or []
-    return [servers] if isinstance(servers, str) else [str(server) for server in servers]
 
 
 def _has_token(entry: dict[str, Any]) -> str:

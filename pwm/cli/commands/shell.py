@@ -16,7 +16,7 @@ import sys
 
 from pwm.cli import exit_codes
 from pwm.cli.command import SCOPE, Argument, Command, Option, whole_number
-from pwm.cli.errors import CliError
+from pwm.cli.errors import PERMISSION_DENIED, UNAUTHENTICATED, CliError, ServerError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,9 +56,14 @@ def run_on_terminal(invocation: Invocation, start: dict[str, Any], *, tty: bool)
         try:
             return session.run()
         except CliError as error:
-            if error.exit_code != exit_codes.INTERRUPTED:
+            # Who was put out in the midst of it (the token was revoked) knows what has become of the command.
+            if error.exit_code != exit_codes.INTERRUPTED and not (session.begun and _was_put_out(error)):
                 error.exit_code = exit_codes.LOST_SIGHT if session.begun else exit_codes.NEVER_STARTED
             raise
+
+
+def _was_put_out(error: CliError) -> bool:
+    return isinstance(error, ServerError) and error.status in (UNAUTHENTICATED, PERMISSION_DENIED)
 
 
 def _beside_the_output(invocation: Invocation, *, raw: bool) -> Callable[[str], None]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def whoami(invocation: Invocation, *, output: str | None) -> int:
     """The user, its groups, and the profile that was used."""
-    from pwm.cli.render import fields, to_json
+    from pwm.cli.render import fields, local_time, to_json
 
     answer = invocation.client.call("GET", "/v1/whoami")
     if output == "json":
@@ -21,6 +21,9 @@ def whoami(invocation: Invocation, *, output: str | None) -> int:
     own = str(answer.get("defaultGroup", ""))
     groups = ", ".join(f"{group} (yours)" if group == own else str(group) for group in answer.get("groups", ()))
     pairs = [("User", str(answer.get("user", ""))), ("Groups", groups or own), ("Profile", invocation.profile.name)]
+    if token := answer.get("token"):
+        until = local_time(str(token.get("expiresAt", "")))
+        pairs.append(("Token", f"{token.get('name')}, good until {until or 'it is revoked'}"))
     invocation.out.write(fields([*pairs, ("Servers", ", ".join(invocation.profile.servers))]))
     return exit_codes.DONE
 

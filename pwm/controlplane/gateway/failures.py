@@ -112,7 +112,7 @@ def no_token() -> ApiError:
     return ApiError(
         Code.UNAUTHENTICATED,
         "no token was sent",
-        next_step="send the header Authorization: Bearer TOKEN; for the command line: pwm profile add",
+        next_step="send the header Authorization: Bearer TOKEN; for the command line: pwm login",
     )
 
 

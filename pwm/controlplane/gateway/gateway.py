@@ -125,6 +125,10 @@ class Gateway:
         self._rechecking = asyncio.get_running_loop().create_task(self._streams.recheck_for_ever())
         return bound
 
+    def recheck_soon(self) -> None:
+        """Checks the callers of all open streams again: something has changed about who may do what."""
+        self._streams.recheck_soon()
+
     async def stop(self, grace_s: float) -> None:
         """Ends open streams with UNAVAILABLE, lets running calls end for `grace_s`, then closes everything."""
         self._stopping = True

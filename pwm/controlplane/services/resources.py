@@ -13,12 +13,13 @@ from pwm.api.v1 import services_pb2 as api
 from pwm.api.v1.common_pb2 import Reason
 from pwm.controlplane.auth import Authorizer, Principal, canonical_kind
 from pwm.controlplane.clock import Clock
-from pwm.controlplane.commands import GROUPED_KINDS, Commands, timestamp
+from pwm.controlplane.commands import GROUPED_KINDS, MAX_STREAMS_PER_COMMIT, Commands, timestamp
 from pwm.controlplane.context import CallContext
 from pwm.controlplane.core.authz import CLUSTER_KINDS
 from pwm.controlplane.core.decide import Change, Refusal, change, delete_workload
 from pwm.controlplane.core.nodes import left_behind
 from pwm.controlplane.core.selectors import SelectorError, parse_selector
+from pwm.controlplane.core.tokens import end_with
 from pwm.controlplane.errors import ApiError, conflict, invalid, not_found
 from pwm.controlplane.presence import ContactObserver
 from pwm.controlplane.queries import OBSERVED_KINDS, Queries, wrap
@@ -174,7 +175,13 @@ class ResourceService:
                 cascade.extend(f"Container {c.metadata.group}/{c.metadata.name}" for c in containers)
                 return [change(state, *delete_workload(state, containers))]
             self._check_unused(kind, state)
-            return [change(state, ev.Removed(reason=Reason(code=Reason.DELETED_BY_USER)))]
+            gone = [change(state, ev.Removed(reason=Reason(code=Reason.DELETED_BY_USER)))]
+            if kind == "User":
+                of_user = [token for token in self._view.all("Token") if token.spec.user == request.name]
+                room = MAX_STREAMS_PER_COMMIT - len(gone)
+                gone += end_with(state, of_user, at_most=room, now_ms=self._clock.now_ms())
+                cascade.extend(f"Token {ended.name}" for ended in gone[1:])
+            return gone
 
         key, name = context.idempotency_key, context.principal.name
         try:

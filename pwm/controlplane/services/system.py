@@ -1,11 +1,16 @@
 """Version and identity."""
 
 from pwm.api.v1 import services_pb2 as api
+from pwm.controlplane.clock import Clock
 from pwm.controlplane.context import CallContext
+from pwm.controlplane.core.tokens import entry
 from pwm.version import API_VERSION, OLDEST_CLIENT, VERSION
 
 
 class SystemService:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
     async def GetVersion(self, request: api.GetVersionRequest, context: CallContext) -> api.GetVersionResponse:
         return api.GetVersionResponse(version=VERSION, api_version=API_VERSION, oldest_client=OLDEST_CLIENT)
 
@@ -15,4 +20,5 @@ class SystemService:
             user=principal.name,
             default_group=principal.default_group,
             groups=[membership.name for membership in principal.user.spec.groups],
+            token=entry(principal.token, now_ms=self._clock.now_ms(), current=True) if principal.token else None,
         )

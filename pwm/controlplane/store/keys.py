@@ -9,6 +9,7 @@
     receipt/{principal}/{key}         the answer already given for an idempotency key; leased
     leader/{role}                     leased; its create_revision is the fence
     replica/{id}, session/{node}      leased; a session's mod_revision is its epoch
+    used/{user}/{uid}                 when and from where a token was used last (pwm.v1.TokenUse)
     retention/mark                    how far compaction may go
     lineage/uid                       names this log, in whatever etcd it is kept
     lineage/incarnation               how often a restored store was accepted: the upper bits of epochs
@@ -78,6 +79,13 @@ class Keys:
 
     def receipt(self, principal: str, key: str) -> bytes:
         return self.prefix + f"receipt/{quote(principal, safe='')}/{quote(key, safe='')}".encode()
+
+    def token_use(self, user: str, uid: str) -> bytes:
+        return self.token_uses(user) + uid.encode()
+
+    def token_uses(self, user: str) -> bytes:
+        """The prefix of all uses of a user's tokens; of everybody's, if the user is empty."""
+        return self.prefix + (f"used/{quote(user, safe='')}/".encode() if user else b"used/")
 
     def leader(self, role: str) -> bytes:
         return self.all_leaders + role.encode()

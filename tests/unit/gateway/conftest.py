@@ -22,6 +22,7 @@ from pwm.api.v1.services_pb2_grpc import (
     EventServiceServicer,
     ResourceServiceServicer,
     SystemServiceServicer,
+    TokenServiceServicer,
     UsageServiceServicer,
     WorkloadServiceServicer,
 )
@@ -79,6 +80,7 @@ class World:
             (by_name["WorkloadService"], Workloads(self)),
             (by_name["UsageService"], Usage()),
             (by_name["EventService"], Events()),
+            (by_name["TokenService"], Tokens()),
             (by_name["AdminService"], Admin()),
         ]
 
@@ -230,6 +232,17 @@ class Usage(UsageServiceServicer):
 class Events(EventServiceServicer):
     async def ListEvents(self, request: Any, context: Any) -> AsyncIterator[s.ListEventsResponse]:
         yield s.ListEventsResponse(text="something happened")
+
+
+class Tokens(TokenServiceServicer):
+    async def CreateToken(self, request: Any, context: Any) -> s.CreateTokenResponse:
+        return s.CreateTokenResponse(token="pwm_secret")
+
+    async def ListTokens(self, request: Any, context: Any) -> s.ListTokensResponse:
+        return s.ListTokensResponse(tokens=[s.TokenEntry(name="laptop")])
+
+    async def RevokeTokens(self, request: Any, context: Any) -> s.RevokeTokensResponse:
+        return s.RevokeTokensResponse()
 
 
 class Admin(AdminServiceServicer):

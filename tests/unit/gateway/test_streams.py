@@ -250,6 +250,29 @@ async def test_a_revoked_token_ends_the_streams_it_opened(gateway: Any, world: A
     assert world.cancelled.is_set()
 
 
+async def test_a_change_of_who_may_do_what_ends_streams_at_once_and_spares_the_others(
+    gateway: Any, world: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(open_streams, "CHECKS_AT_ONCE", 2)
+    world.tokens["pwm_second"] = world.tokens["pwm_ann"]
+    world.watch = lambda request: endless(world)
+    kept = [await Stream.open(gateway, "/v1/watch/Workload") for _ in range(3)]
+    for stream in kept:
+        await stream.head()
+    ended = [gateway.get("/v1/watch/Workload", Authorization="Bearer pwm_second") for _ in range(3)]
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        reading = [group.create_task(one) for one in ended]
+        while len(gateway.gateway._streams._streams) < 6:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        del world.tokens["pwm_second"]
+        gateway.gateway.recheck_soon()
+    for task in reading:
+        assert task.result().lines[-1]["error"]["message"] == "log in first"
+    assert len(gateway.gateway._streams._streams) == 3
+    for stream in kept:
+        stream.close()
+
+
 async def test_callers_are_checked_again_within_a_minute() -> None:
     assert open_streams.RECHECK_S <= 55
 

@@ -1,0 +1,110 @@
+"""`pwm login`: takes a token, makes sure that it works, and keeps it as a profile.
+
+The token is typed where nobody sees it, or piped in; never an argument, which other users of the machine could read in
+the list of processes. Nothing is kept that the server does not know.
+"""
+
+from __future__ import annotations
+
+from pwm.cli import exit_codes
+from pwm.cli.command import CONNECTION, Command, Option
+from pwm.cli.errors import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from pwm.cli.invocation import Invocation
+
+# What a token looks like: long enough to notice that half of one was pasted.
+PREFIX, LENGTH = "pwm_", 47
+
+
+def login(invocation: Invocation, *, ca: str | None) -> int:
+    """Asks for a token, checks it, and stores it with the servers as the profile that is used from then on."""
+    import os
+
+    from pwm.cli.client import Client
+    from pwm.cli.profiles import Profile, add_profile, config_path
+
+    name, servers, known_ca = _where(invocation)
+    ca_file = os.path.abspath(ca) if ca else known_ca  # noqa: PTH100
+    profile = Profile(name, servers=servers, token=_ask(invocation, servers), ca_file=ca_file)
+    client = Client(profile, warn=invocation.warn)
+    try:
+        answer = client.call("GET", "/v1/whoami")
+    finally:
+        client.close()
+    add_profile(name, servers=servers, token=profile.token, ca_file=ca_file)
+    _greet(invocation, answer, profile)
+    invocation.note(f"profile {name} in {config_path()} is in use from now on")
+    for variable in ("PWM_TOKEN", "PWM_SERVER", "PWM_PROFILE"):
+        if os.environ.get(variable):
+            invocation.warn(f"{variable} is set, and replaces what the profile says")
+    return exit_codes.DONE
+
+
+def _where(invocation: Invocation) -> tuple[str, list[str], str]:
+    """The profile to make or renew: its name, its servers, its certificates."""
+    from pwm.cli.http1 import Server
+    from pwm.cli.profiles import DEFAULT_PROFILE, DEFAULT_SERVER, current_name, read_config, servers_of
+
+    config = read_config(invocation.warn)
+    name = invocation.profile_name or current_name(config) or DEFAULT_PROFILE
+    entry = (config.get("api") or {}).get(name) or {}
+    given = [url for word in invocation.servers for url in word.split(",") if url]
+    try:
+        servers = [Server(url).url for url in given or servers_of(entry) or [DEFAULT_SERVER]]
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return name, servers, str(entry.get("ca") or "")
+
+
+def _ask(invocation: Invocation, servers: list[str]) -> str:
+    """The token, from the keyboard or from standard input."""
+    import sys
+
+    if sys.stdin.isatty():
+        from getpass import getpass
+
+        invocation.note(f"Token for {', '.join(servers)}; `pwm token create` makes one where you are logged in.")
+        try:
+            token = getpass("Token (not shown): ").strip()
+        except EOFError:
+            token = ""
+    else:
+        token = sys.stdin.readline().strip()
+    if not token:
+        raise UsageError("no token was given", next_step="Paste it, or pipe it in: pwm login < token-file")
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise UsageError("that is no token", next_step=f"One is {LENGTH} characters that begin with {PREFIX}")
+    if token.startswith(PREFIX) and len(token) < LENGTH:
+        raise UsageError(f"that is not all of a token: {len(token)} of {LENGTH} characters")
+    return token
+
+
+def _greet(invocation: Invocation, answer: dict[str, Any], profile: Any) -> None:
+    from pwm.cli.render import local_time
+
+    token = answer.get("token") or {}
+    until = local_time(str(token.get("expiresAt", "")))
+    groups = ", ".join(str(group) for group in answer.get("groups", ()))
+    invocation.say(
+        f"logged in at {', '.join(profile.servers)} as {answer.get('user')}"
+        + (f", of {groups}" if groups else "")
+        + (f"; the token {token.get('name')} is good until {until}" if until else "")
+    )
+
+
+COMMANDS = {
+    "login": Command(
+        "login",
+        login,
+        help="Log in with a token, typed or piped in, and keep it as a profile.",
+        parameters=(
+            *CONNECTION,
+            Option("ca", "--ca", help="Certificates to trust, for https.", metavar="FILE", completes="file"),
+        ),
+        epilog="pwm login --server http://a:4700 --server http://b:4700 --profile lab",
+    )
+}

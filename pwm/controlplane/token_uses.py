@@ -1,0 +1,113 @@
+"""When each token was used last, and from where.
+
+Reads are no events, and a write to the store for each request would cost more than most requests. So a replica
+remembers the uses it has seen, to the millisecond, and writes one down for each token in an hour at most: the first
+at once, so that a new token is soon seen to work. Whoever asks gets the newest of what is written down and what the
+replica it asks has seen itself. What other replicas have seen may be an hour old; what a replica that is killed
+has not written down yet is lost.
+
+The keys lie beside the log: nothing is decided on them.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from contextlib import aclosing
+
+import structlog
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from pwm.api.v1.identity_pb2 import Token
+from pwm.api.v1.store_pb2 import TokenUse
+from pwm.controlplane.clock import Clock
+from pwm.controlplane.store import errors as store_errors
+from pwm.controlplane.store.keys import Keys
+from pwm.controlplane.store.kv import KV, Delete, Put
+
+# How often a token's use is written down at most: 10,000 tokens that are used all the time are 3 writes a second.
+WRITE_EVERY_MS = 3_600_000
+# How often it is looked whether there is anything to write.
+BEAT_S = 5.0
+# etcd takes 128 operations in a transaction.
+WRITES_AT_ONCE = 100
+
+log = structlog.get_logger(__name__)
+
+
+class TokenUses:
+    """`run` keeps writing down what was noted."""
+
+    def __init__(self, kv: KV, *, keys: Keys, clock: Clock) -> None:
+        self._kv = kv
+        self._keys = keys
+        self._clock = clock
+        # By the token's key in the store: when and from where, and when that was last written down from here.
+        self._seen: dict[bytes, tuple[int, str]] = {}
+        self._written_ms: dict[bytes, int] = {}
+
+    def note(self, token: Token, address: str) -> None:
+        """It has been used, now."""
+        self._seen[self._key(token)] = self._clock.now_ms(), address
+
+    async def of(self, tokens: Iterable[Token], *, user: str = "") -> dict[str, TokenUse]:
+        """The newest known use of each, by uid; `user`: whose tokens they all are, if one's.
+
+        As long as the store is out of reach, what was seen here is all there is.
+        """
+        written: dict[bytes, TokenUse] = {}
+        try:
+            async with aclosing(self._kv.pages(self._keys.token_uses(user))) as pages:
+                async for page in pages:
+                    written.update((kv.key, TokenUse.FromString(kv.value)) for kv in page.kvs)
+        except store_errors.StoreError as error:
+            log.info("uses of tokens cannot be read now", why=str(error))
+        found: dict[str, TokenUse] = {}
+        for token in tokens:
+            key = self._key(token)
+            use, seen = written.get(key), self._seen.get(key)
+            if seen is not None and (use is None or use.time.ToMilliseconds() < seen[0]):
+                use = _use(*seen)
+            if use is not None:
+                found[token.metadata.uid] = use
+        return found
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await asyncio.sleep(BEAT_S)
+            await self.write_down()
+
+    async def write_down(self) -> None:
+        """What has not been written down within the hour. What the store does not take is tried again."""
+        now_ms = self._clock.now_ms()
+        due = [
+            key
+            for key, (seen_ms, _) in self._seen.items()
+            if (last := self._written_ms.get(key)) is None or (seen_ms > last and now_ms - last >= WRITE_EVERY_MS)
+        ]
+        for first in range(0, len(due), WRITES_AT_ONCE):
+            part = due[first : first + WRITES_AT_ONCE]
+            puts = [Put(key, _use(*self._seen[key]).SerializeToString()) for key in part]
+            try:
+                await self._kv.txn([], puts)
+            except store_errors.StoreError as error:
+                log.info("uses of tokens are written down later", why=str(error))
+                return
+            self._written_ms.update(dict.fromkeys(part, now_ms))
+
+    async def forget(self, tokens: Iterable[Token]) -> None:
+        """Drops what is known of tokens that are gone. Raises StoreError."""
+        keys = [self._key(token) for token in tokens]
+        for key in keys:
+            self._seen.pop(key, None)
+            self._written_ms.pop(key, None)
+        for first in range(0, len(keys), WRITES_AT_ONCE):
+            await self._kv.txn([], [Delete(key) for key in keys[first : first + WRITES_AT_ONCE]])
+
+    def _key(self, token: Token) -> bytes:
+        return self._keys.token_use(token.spec.user, token.metadata.uid)
+
+
+def _use(seen_ms: int, address: str) -> TokenUse:
+    time = Timestamp()
+    time.FromMilliseconds(seen_ms)
+    return TokenUse(time=time, address=address)
