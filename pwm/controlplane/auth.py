@@ -135,6 +135,12 @@ class Authorizer:
 
     def __init__(self, view: View) -> None:
         self._view = view
+        self.roles: Mapping[str, Role] = _RolesByName(view)
+
+    @property
+    def revision(self) -> int:
+        """What was allowed or not at one revision does not change; -1 while the log is read anew."""
+        return self._view.revision if self._view.synced else -1
 
     def check_call(self, principal: Principal, access: Access, request: object, method: str) -> None:
         """Raises ApiError unless `access` lets the principal call `method` with this request."""
@@ -154,26 +160,33 @@ class Authorizer:
         group = str(_field(request, access.group_field) or "") if access.group_field else ""
         if access.group_field and not group:
             group = principal.default_group
-        if access.group_field and getattr(request, "all_groups", False):
-            return  # each item is checked on its own
-        self.require(principal, verb=access.verb, kind=kind, group=group)
+        if access.filtered and _item_by_item(kind, request):
+            return
+        name = str(_field(request, access.name_field)) if access.name_field else ""
+        self.require(principal, verb=access.verb, kind=kind, group=group, name=name)
 
-    def require(self, principal: Principal, *, verb: str, kind: str, group: str = "") -> None:
+    def require(self, principal: Principal, *, verb: str, kind: str, group: str = "", name: str = "") -> None:
         """Raises ApiError PERMISSION_DENIED unless the principal holds the verb."""
-        if not self.may(principal, verb=verb, kind=kind, group=group):
+        if not self.may(principal, verb=verb, kind=kind, group=group, name=name):
             where = f" in group {group}" if group and kind not in authz.CLUSTER_KINDS else ""
+            what = f" {name}" if name and kind in authz.OWN_KINDS else ""
             raise refused(
-                f"{principal.name} may not {verb} {kind}{where}",
-                next_step="ask an admin for the verb, or name another group with -g",
+                f"{principal.name} may not {verb} {kind}{what}{where}",
+                next_step="pwm whoami shows what you may; ask an admin for the verb, or name another group with -g",
             )
 
-    def may(self, principal: Principal, *, verb: str, kind: str, group: str = "") -> bool:
-        return principal.user is not None and authz.may(
-            principal.user, self._roles(), verb=verb, kind=kind, group=group
-        )
+    def may(self, principal: Principal, *, verb: str, kind: str, group: str = "", name: str = "") -> bool:
+        """Whether the principal holds the verb now, whatever it held when the call or stream began."""
+        user = self._as_now(principal)
+        return user is not None and authz.may(user, self.roles, verb=verb, kind=kind, group=group, name=name)
 
-    def _roles(self) -> Mapping[str, Role]:
-        return _RolesByName(self._view)
+    def _as_now(self, principal: Principal) -> User | None:
+        if principal.user is None:
+            return None
+        metadata = principal.user.metadata
+        user: User | None = self._view.by_name("User", metadata.name)
+        # Another one of the same name is somebody else.
+        return user if user is not None and user.metadata.uid == metadata.uid else None
 
 
 class _RolesByName(Mapping[str, Role]):
@@ -214,6 +227,11 @@ def canonical_kind(kind: str) -> str:
             next_step="kinds are " + ", ".join(KINDS.values()),
         )
     return found
+
+
+def _item_by_item(kind: str, request: object) -> bool:
+    """Whether the service leaves out what the caller may not see, instead of the whole call being refused."""
+    return kind in authz.OWN_KINDS or (kind not in authz.CLUSTER_KINDS and bool(getattr(request, "all_groups", False)))
 
 
 def _field(request: object, path: str) -> object:

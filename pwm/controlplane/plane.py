@@ -281,7 +281,7 @@ class ControlPlane:
             view=view, commands=self.commands, cluster=self.cluster, authorizer=self.authorizer, clock=clock
         )
         servicers = {
-            "SystemService": SystemService(clock),
+            "SystemService": SystemService(clock, self.authorizer),
             "ResourceService": ResourceService(
                 view=view,
                 queries=self.queries,
@@ -341,6 +341,7 @@ class ControlPlane:
             status=status,
             drill=Drill(status=status, replicas=replicas, clock=self.clock),
             restore=Restore(lineage=self.lineage, store=self.store, view=self.view, replicas=replicas),
+            authorizer=self.authorizer,
         )
 
     def _workload_service(self) -> WorkloadService:
@@ -358,4 +359,5 @@ class ControlPlane:
             explainer=explainer,
             logs=LogReader(view=self.view, agents=self.agents, clock=self.clock),
             bridge=ExecBridge(view=self.view, agents=self.agents, authorizer=self.authorizer),
+            authorizer=self.authorizer,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pwm.cli import exit_codes
 from pwm.cli.command import CONNECTION, Argument, Command, Option, seconds
+from pwm.cli.commands.admin_can import CAN
 from pwm.cli.commands.admin_restore import ACCEPT_RESTORE
 from pwm.cli.errors import CliError, UsageError
 
@@ -266,6 +267,7 @@ COMMANDS = {
                 ),
             ),
             ACCEPT_RESTORE,
+            CAN,
             Command("join-token", join_token, **_JOIN_TOKEN),
             Command("node-token", join_token, hidden=True, **_JOIN_TOKEN),
         ),

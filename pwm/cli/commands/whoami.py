@@ -7,11 +7,14 @@ from pwm.cli.command import CONNECTION, Command, Option
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
     from pwm.cli.invocation import Invocation
 
 
 def whoami(invocation: Invocation, *, output: str | None) -> int:
-    """The user, its groups, and the profile that was used."""
+    """The user, its groups, what it may do there, and the profile that was used."""
     from pwm.cli.render import fields, local_time, to_json
 
     answer = invocation.client.call("GET", "/v1/whoami")
@@ -25,14 +28,26 @@ def whoami(invocation: Invocation, *, output: str | None) -> int:
         until = local_time(str(token.get("expiresAt", "")))
         pairs.append(("Token", f"{token.get('name')}, good until {until or 'it is revoked'}"))
     invocation.out.write(fields([*pairs, ("Servers", ", ".join(invocation.profile.servers))]))
+    if granted := answer.get("permissions"):
+        invocation.out.write("\nYou may, beside what everybody may\n" + _permissions(granted))
     return exit_codes.DONE
+
+
+def _permissions(granted: Sequence[dict[str, Any]]) -> str:
+    from pwm.cli.render import harmless, table
+
+    rows = [
+        [harmless(str(part)) for part in (p.get("group"), p.get("kind"), ", ".join(p.get("verbs", ())))]
+        for p in granted
+    ]
+    return table(("GROUP", "KIND", "VERBS"), rows)
 
 
 COMMANDS = {
     "whoami": Command(
         "whoami",
         whoami,
-        help="Who the token speaks for, and the groups it belongs to.",
+        help="Who the token speaks for, its groups, and what it may do there.",
         parameters=(Option("output", "-o", "--output", help="Format.", choices=("json",)), *CONNECTION),
     )
 }

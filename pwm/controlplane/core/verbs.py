@@ -16,10 +16,10 @@ VERBS = (
     "get", "getOne", "describe", "apply", "delete", "stop", "pause", "resume", "commit", "shell", "logs", "top",
     "inspect", "upload", "download", "ls", "sync", "token", "use", "validate",
 )  # fmt: skip
-_SYNONYMS = {"cancel": "stop", "unpause": "resume", "create": "apply", "drain": "stop"}
+SYNONYMS = {"cancel": "stop", "unpause": "resume", "create": "apply", "drain": "stop"}
 # Verbs of PWM 1.x that everybody has today.
 _FREE = frozenset({"groups", "status", "credits", "defaultgroup"})
-_BY_WORD = {verb.lower(): verb for verb in VERBS} | _SYNONYMS
+_BY_WORD = {verb.lower(): verb for verb in VERBS} | SYNONYMS
 
 
 def rewrite(parent: dict[str, Item], key: str, findings: Findings) -> None:

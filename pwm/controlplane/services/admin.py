@@ -6,7 +6,7 @@ from pwm import lifecycle
 from pwm.api.v1 import services_pb2 as api
 from pwm.api.v1.events_pb2 import TokenIssued
 from pwm.api.v1.identity_pb2 import TokenSpec
-from pwm.controlplane.auth import new_token, token_uid
+from pwm.controlplane.auth import Authorizer, new_token, token_uid
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import Commands, timestamp
 from pwm.controlplane.context import CallContext
@@ -14,9 +14,11 @@ from pwm.controlplane.core.authz import ALL
 from pwm.controlplane.core.decide import Change, change, confirm_dead
 from pwm.controlplane.errors import ApiError, not_found, unavailable
 from pwm.controlplane.presence import Presence
+from pwm.controlplane.services.access import AccessQuestions
 from pwm.controlplane.services.cluster_status import ClusterStatus
 from pwm.controlplane.services.drill import Drill
 from pwm.controlplane.services.restore import Restore
+from pwm.controlplane.sight import Sight
 from pwm.controlplane.store import errors as store_errors
 from pwm.controlplane.store.eventstore import EventStore
 from pwm.controlplane.verify import verify
@@ -35,6 +37,7 @@ class AdminService:
         status: ClusterStatus,
         drill: Drill,
         restore: Restore,
+        authorizer: Authorizer,
     ) -> None:
         self._view = view
         self._store = store
@@ -44,6 +47,11 @@ class AdminService:
         self._status = status
         self._drill = drill
         self._restore = restore
+        self._authorizer = authorizer
+        self._questions = AccessQuestions(view=view, authorizer=authorizer)
+
+    async def Can(self, request: api.CanRequest, context: CallContext) -> api.CanResponse:
+        return self._questions.can(request, context.principal)
 
     async def GetStatus(self, request: api.GetStatusRequest, context: CallContext) -> api.GetStatusResponse:
         return await self._status.read()
@@ -78,7 +86,8 @@ class AdminService:
             )
         except store_errors.GuardFailed as error:
             raise _is_alive(name) from error
-        return api.ConfirmDeadResponse(revision=outcome.revision, containers=containers)
+        seen = filter(Sight(self._authorizer, context.principal).container, containers)
+        return api.ConfirmDeadResponse(revision=outcome.revision, containers=seen)
 
     async def AcceptRestore(self, request: api.AcceptRestoreRequest, context: CallContext) -> api.AcceptRestoreResponse:
         return await self._restore.accept(dry_run=request.dry_run, by=context.principal.name)

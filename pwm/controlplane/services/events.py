@@ -13,12 +13,13 @@ import grpc
 
 from pwm.api.v1 import services_pb2 as api
 from pwm.api.v1.events_pb2 import Event
-from pwm.controlplane.auth import Authorizer, Principal, canonical_kind
+from pwm.controlplane.auth import Authorizer, canonical_kind
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.context import CallContext
 from pwm.controlplane.errors import ApiError, unavailable
 from pwm.controlplane.services.event_text import line
 from pwm.controlplane.services.pulse import Pulse
+from pwm.controlplane.sight import Sight
 from pwm.controlplane.store import errors as store_errors
 from pwm.controlplane.store.commits import StoredEvent, StreamId
 from pwm.controlplane.store.eventstore import EventStore
@@ -45,17 +46,17 @@ class EventService:
     async def ListEvents(
         self, request: api.ListEventsRequest, context: CallContext
     ) -> AsyncIterator[api.ListEventsResponse]:
-        principal = context.principal
+        sight = Sight(self._authorizer, context.principal)
         if request.follow:
             self._pulse.check()
         after = request.after_revision
         while True:
             with self._view.subscribe() as subscription:
                 reached = self._view.revision
-                past = self._since(after, reached) if after else self._newest(request, principal, reached)
+                past = self._since(after, reached) if after else self._newest(request, sight, reached)
                 async with aclosing(past) as events:
                     async for event in events:
-                        if self._wanted(event, request, principal):
+                        if self._wanted(event, request, sight):
                             yield _answer(event)
                 if not request.follow:
                     return
@@ -64,7 +65,7 @@ class EventService:
                     async with aclosing(self._pulse.batches(subscription)) as batches:
                         async for changes in batches:
                             for change in changes:
-                                if change.revision > reached and self._wanted(change.event, request, principal):
+                                if change.revision > reached and self._wanted(change.event, request, sight):
                                     yield _answer(change.event)
                             reached = max(reached, changes[-1].revision if changes else self._view.revision)
                             if not changes:
@@ -75,20 +76,18 @@ class EventService:
 
     # ---- what has happened already
 
-    async def _newest(
-        self, request: api.ListEventsRequest, principal: Principal, upto: int
-    ) -> AsyncGenerator[Event, None]:
+    async def _newest(self, request: api.ListEventsRequest, sight: Sight, upto: int) -> AsyncGenerator[Event, None]:
         """The newest events, oldest first: of one resource from the store, else those that are in memory."""
-        events = [e for e in await self._past(request, principal) if e.revision <= upto]
-        wanted = [event for event in events if self._wanted(event, request, principal)]
+        events = [e for e in await self._past(request, sight) if e.revision <= upto]
+        wanted = [event for event in events if self._wanted(event, request, sight)]
         for event in wanted[-(request.limit or DEFAULT_LIMIT) :]:
             yield event
 
-    async def _past(self, request: api.ListEventsRequest, principal: Principal) -> list[Event]:
+    async def _past(self, request: api.ListEventsRequest, sight: Sight) -> list[Event]:
         if not (request.kind and request.name):
             return list(self._view.recent_events)
         kind = canonical_kind(request.kind)
-        group = request.group or principal.default_group
+        group = request.group or sight.default_group
         state = self._view.by_name(kind, request.name, group=group) or self._view.by_name(kind, request.name)
         if state is None:
             return list(self._view.recent_events)
@@ -160,8 +159,8 @@ class EventService:
 
     # ---- which of them
 
-    def _wanted(self, event: Event, request: api.ListEventsRequest, principal: Principal) -> bool:
-        if event.kind == "Token" or event.revision <= request.after_revision:
+    def _wanted(self, event: Event, request: api.ListEventsRequest, sight: Sight) -> bool:
+        if event.revision <= request.after_revision:
             return False
         if request.kind:
             kind = canonical_kind(request.kind)
@@ -169,10 +168,10 @@ class EventService:
             of_workload = kind == "Workload" and event.kind == "Container"
             if not own and not (of_workload and (not request.name or event.name.rsplit(".", 2)[0] == request.name)):
                 return False
-        group = request.group or principal.default_group
+        group = request.group or sight.default_group
         if event.group and not request.all_groups and event.group != group:
             return False
-        return self._authorizer.may(principal, verb="get", kind=event.kind, group=event.group)
+        return sight.sees_event(event)
 
 
 def _event(stored: StoredEvent) -> Event:

@@ -34,22 +34,23 @@ class Explainer:
         self._clock = clock
         self._stale_since_ms = stale_since_ms
 
-    def why(self, workload: Workload) -> api.WhyResponse:
+    def why(self, workload: Workload, may_see: Callable[[str], bool]) -> api.WhyResponse:
+        """`may_see`: whether the caller may hear of a container, GROUP/NAME, that is in the workload's way."""
         status = self._queries.workload(workload).status
         answer = api.WhyResponse(phase=status.phase, reason=status.reason)
         containers = self._view.containers_of(workload.metadata.uid)
         gap = reconcile(workload, containers, now_ms=self._clock.now_ms())
         backing_off = {v.replica: v.not_before_ms for v in gap.vacancies if v.not_before_ms > self._clock.now_ms()}
         if any(v.replica not in backing_off for v in gap.vacancies):
-            self._waiting(answer, workload)
+            self._waiting(answer, workload, may_see)
         answer.replicas.extend(self._stories(containers, backing_off))
         answer.warnings.extend(self._warnings(containers))
         return answer
 
-    def _waiting(self, answer: api.WhyResponse, workload: Workload) -> None:
+    def _waiting(self, answer: api.WhyResponse, workload: Workload, may_see: Callable[[str], bool]) -> None:
         explanation = explain(self._cluster, workload)
         answer.refusals.extend(api.Refusal(reason=reason, nodes=nodes) for reason, nodes in explanation.refusals)
-        answer.suggestions.extend(explanation.suggestions)
+        answer.suggestions.extend(change.told(may_see) for change in explanation.changes)
         queue = self._queue()
         answer.queue_length = len(queue)
         uids = [w.workload.metadata.uid for w in queue]

@@ -27,6 +27,7 @@ from pwm.controlplane.services.applying import Applier
 from pwm.controlplane.services.pulse import Pulse
 from pwm.controlplane.services.tables import render
 from pwm.controlplane.services.watched import TEXT_FORMATS, Filter, Watched, in_order
+from pwm.controlplane.sight import Sight
 from pwm.controlplane.store import errors as store_errors
 from pwm.controlplane.store.commits import ReceiptWrite
 from pwm.controlplane.store.errors import AlreadyAnswered
@@ -71,13 +72,16 @@ class ResourceService:
         await self._reach(request.min_revision)
         kind = canonical_kind(request.kind)
         group = "" if kind in CLUSTER_KINDS else request.group or context.principal.default_group
-        found = self._find(kind, request.name, group)
+        found = self._find(kind, request.name, group, Sight(self._authorizer, context.principal))
         return api.GetResponse(
             resource=wrap(kind, found), revision=self._view.revision, stale_since=self._stale_since()
         )
 
-    def _find(self, kind: str, name: str, group: str) -> Any:
+    def _find(self, kind: str, name: str, group: str, sight: Sight | None = None) -> Any:
+        """The resource, as whoever asks may see it. Raises ApiError NOT_FOUND, whether it is not there or hidden."""
         found = self._queries.find(kind, name, group)
+        if found is not None and sight is not None:
+            found = sight.of(kind, found)
         if found is None:
             where = f" in group {group}" if group else ""
             raise not_found(
@@ -90,7 +94,7 @@ class ResourceService:
         await self._reach(request.min_revision)
         kind = canonical_kind(request.kind)
         wanted = self._filter(kind, request, context.principal)
-        items = [item for item in self._queries.all(kind) if wanted(item)]
+        items = [item for item in map(wanted, self._queries.all(kind)) if item is not None]
         if kind != "Event":
             items.sort(key=in_order)
         if request.names:
@@ -174,7 +178,7 @@ class ResourceService:
                 notes[:] = left_behind(containers, lambda name: self._view.by_name("Node", name))
                 cascade.extend(f"Container {c.metadata.group}/{c.metadata.name}" for c in containers)
                 return [change(state, *delete_workload(state, containers))]
-            self._check_unused(kind, state)
+            self._check_unused(kind, state, Sight(self._authorizer, context.principal))
             gone = [change(state, ev.Removed(reason=Reason(code=Reason.DELETED_BY_USER)))]
             if kind == "User":
                 of_user = [token for token in self._view.all("Token") if token.spec.user == request.name]
@@ -199,31 +203,20 @@ class ResourceService:
             return answer
         return api.DeleteResponse(cascade=cascade, revision=outcome.revision, notes=notes)
 
-    def _check_unused(self, kind: str, state: Any) -> None:
+    def _check_unused(self, kind: str, state: Any, sight: Sight) -> None:
         """Deleting must not pull the ground from under what is there."""
         name, users = state.metadata.name, []
         if kind == "Group":
-            users = [
-                f"{k} {s.metadata.name}" for k in GROUPED_KINDS for s in self._view.all(k) if s.metadata.group == name
-            ]
+            users = [(k, s) for k in sorted(GROUPED_KINDS) for s in self._view.all(k) if s.metadata.group == name]
         elif kind == "Node":
-            users = [
-                f"Container {c.metadata.group}/{c.metadata.name}"
-                for c in self._view.containers_on(name)
-                if c.status.phase in lifecycle.LIVE
-            ]
+            alive = (c for c in self._view.containers_on(name) if c.status.phase in lifecycle.LIVE)
+            users = [("Container", c) for c in alive]
         elif kind == "Storage":
-            users = [
-                f"Volume {v.metadata.group}/{v.metadata.name}"
-                for v in self._view.all("Volume")
-                if v.spec.storage == name
-            ]
+            users = [("Volume", v) for v in self._view.all("Volume") if v.spec.storage == name]
         elif kind == "Role":
-            users = [
-                f"User {u.metadata.name}" for u in self._view.all("User") if any(m.role == name for m in u.spec.groups)
-            ]
+            users = [("User", u) for u in self._view.all("User") if any(m.role == name for m in u.spec.groups)]
         if users:
-            shown = ", ".join(users[:5]) + (f" and {len(users) - 5} more" if len(users) > 5 else "")
+            shown = sight.named((k, s.metadata.group, s.metadata.name) for k, s in users)
             raise ApiError(
                 grpc.StatusCode.FAILED_PRECONDITION,
                 f"{kind} {name} is in use by {shown}",
@@ -242,25 +235,23 @@ class ResourceService:
         grouped = kind not in CLUSTER_KINDS
         group = request.group or principal.default_group
         names = frozenset(request.names)
+        sight = Sight(self._authorizer, principal)
 
-        def wanted(item: Any) -> bool:
+        def wanted(item: Any) -> Any | None:
             metadata = item if kind == "Event" else item.metadata
             if grouped and not request.all_groups and metadata.group != group:
-                return False
-            if grouped and request.all_groups and not self._may_see(principal, kind, metadata.group):
-                return False
+                return None
             if names and metadata.name not in names:
-                return False
+                return None
             if request.workload and kind == "Container" and item.spec.workload != request.workload:
-                return False
+                return None
             if request.zone and hasattr(item, "spec") and getattr(item.spec, "zone", "") not in (request.zone, ""):
-                return False
-            return kind == "Event" or not request.selector or selector(metadata.labels)
+                return None
+            if kind != "Event" and request.selector and not selector(metadata.labels):
+                return None
+            return sight.of(kind, item)
 
         return wanted
-
-    def _may_see(self, principal: Principal, kind: str, group: str) -> bool:
-        return self._authorizer.may(principal, verb="get", kind=kind, group=group)
 
     def _stale_since(self) -> Timestamp | None:
         since = self._stale_since_ms()

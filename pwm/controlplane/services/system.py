@@ -1,15 +1,18 @@
 """Version and identity."""
 
 from pwm.api.v1 import services_pb2 as api
+from pwm.controlplane.auth import Authorizer
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.context import CallContext
 from pwm.controlplane.core.tokens import entry
+from pwm.controlplane.services.access import permissions_of
 from pwm.version import API_VERSION, OLDEST_CLIENT, VERSION
 
 
 class SystemService:
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, authorizer: Authorizer) -> None:
         self._clock = clock
+        self._authorizer = authorizer
 
     async def GetVersion(self, request: api.GetVersionRequest, context: CallContext) -> api.GetVersionResponse:
         return api.GetVersionResponse(version=VERSION, api_version=API_VERSION, oldest_client=OLDEST_CLIENT)
@@ -21,4 +24,5 @@ class SystemService:
             default_group=principal.default_group,
             groups=[membership.name for membership in principal.user.spec.groups],
             token=entry(principal.token, now_ms=self._clock.now_ms(), current=True) if principal.token else None,
+            permissions=permissions_of(principal.user, self._authorizer.roles),
         )

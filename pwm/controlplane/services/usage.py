@@ -9,12 +9,13 @@ from pwm.api.v1.agent_pb2 import ContainerUsage, NodeUsage
 from pwm.api.v1.common_pb2 import Resources
 from pwm.api.v1.node_pb2 import Node, NodeStatus
 from pwm.controlplane.agentlink import AgentLink
-from pwm.controlplane.auth import Authorizer, Principal
+from pwm.controlplane.auth import Authorizer
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import timestamp
 from pwm.controlplane.context import CallContext
 from pwm.controlplane.queries import Queries
 from pwm.controlplane.services.workloads import find_workload
+from pwm.controlplane.sight import Sight
 from pwm.controlplane.view import View
 from pwm.enums import value_name
 
@@ -32,29 +33,32 @@ class UsageService:
         self._clock = clock
 
     async def Top(self, request: api.TopRequest, context: CallContext) -> AsyncIterator[api.TopResponse]:
+        sight = Sight(self._authorizer, context.principal)
         if request.workload:
-            find_workload(self._view, request.workload, request.group or context.principal.default_group)
+            group = request.group or sight.default_group
+            self._authorizer.require(context.principal, verb="top", kind="Workload", group=group)
+            find_workload(self._view, request.workload, group)
         interval_s = request.interval.ToMilliseconds() / 1000
         if not interval_s:
             await self._agents.refresh_usage()
-            yield self._now(request, context.principal)
+            yield self._now(request, sight)
             return
         with self._agents.watch_usage():
             while True:
-                yield self._now(request, context.principal)
+                yield self._now(request, sight)
                 await asyncio.sleep(max(MIN_INTERVAL_S, interval_s))
 
-    def _now(self, request: api.TopRequest, principal: Principal) -> api.TopResponse:
+    def _now(self, request: api.TopRequest, sight: Sight) -> api.TopResponse:
         answer = api.TopResponse(time=timestamp(self._clock.now_ms()))
         usage: dict[str, ContainerUsage] = {}
-        may_see_nodes = self._authorizer.may(principal, verb="get", kind="Node")
+        may_see_nodes = sight.may("Node")
         for node in sorted(self._view.all("Node"), key=lambda n: n.metadata.name):
             sent = self._agents.usage(node.metadata.name)
             if sent is not None:
                 usage.update((c.uid, c) for c in sent.containers)
             if may_see_nodes and not request.workload:
-                self._add_node(answer, self._queries.node(node), sent)
-        group = request.group or principal.default_group
+                self._add_node(answer, self._queries.node(node), sent, sight)
+        group = request.group or sight.default_group
         for container in self._view.all("Container"):
             metadata = container.metadata
             if container.status.phase not in lifecycle.LIVE:
@@ -63,7 +67,7 @@ class UsageService:
                 continue
             if not request.all_groups and metadata.group != group:
                 continue
-            if not self._authorizer.may(principal, verb="top", kind="Workload", group=metadata.group):
+            if not sight.may("Workload", verb="top", group=metadata.group):
                 continue
             answer.containers.append(
                 api.ContainerTop(
@@ -79,8 +83,11 @@ class UsageService:
             )
         return answer
 
-    def _add_node(self, answer: api.TopResponse, node: Node, sent: NodeUsage | None) -> None:
+    def _add_node(self, answer: api.TopResponse, node: Node, sent: NodeUsage | None, sight: Sight) -> None:
         inventory = node.status.inventory
+        if sent is not None:
+            groups = {c.metadata.uid: c.metadata.group for c in self._view.containers_on(node.metadata.name)}
+            sent = sight.usage(sent, groups)
         answer.nodes.append(
             api.NodeTop(
                 name=node.metadata.name,
@@ -100,6 +107,6 @@ class UsageService:
                     index=gpu.device.index,
                     product_name=gpu.device.product_name,
                     usage=used.get(gpu.device.uuid),
-                    container=gpu.container,
+                    container=gpu.container if sight.container(gpu.container) else "",
                 )
             )

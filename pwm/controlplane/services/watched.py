@@ -25,11 +25,12 @@ TEXT_FORMATS = (api.TABLE, api.WIDE, api.NAME)
 # Two states of one resource look the same once in 10^19 changes.
 _DIGEST_BYTES = 8
 _SEPARATORS = re.compile(r"[.-]")
-Filter = Callable[[Any], bool]
+# The item as the caller may see it; None: it is not in the list, or not for him.
+Filter = Callable[[Any], Any | None]
 
 
 class Watched:
-    """`wanted`: whether a resource is in the list, and the caller may see it."""
+    """`wanted`: see Filter."""
 
     def __init__(
         self, kind: str, request: api.WatchRequest, *, wanted: Filter, view: View, queries: Queries, clock: Clock
@@ -69,8 +70,10 @@ class Watched:
         for uid, (item, change) in self._affected(c for c in self._view.recent if c.revision > revision).items():
             if item is not None:
                 answers.append(self._show(api.WatchResponse.MODIFIED, uid, item))
-            elif change.kind == self._kind and change.before is not None and self._wanted(change.before):
-                answers.append(self._show(api.WatchResponse.DELETED, uid, change.before))
+            elif change.kind == self._kind and change.before is not None:
+                gone = self._wanted(change.before)
+                if gone is not None:
+                    answers.append(self._show(api.WatchResponse.DELETED, uid, gone))
         synced = self._message(api.WatchResponse.SYNCED)
         synced.resumed = True
         return [*answers, synced]
@@ -87,7 +90,8 @@ class Watched:
 
     def _visible(self) -> dict[str, Any]:
         """What is in the list, in its order."""
-        items = {_uid(item): item for item in self._queries.all(self._kind) if self._wanted(item)}
+        seen = map(self._wanted, self._queries.all(self._kind))
+        items = {_uid(item): item for item in seen if item is not None}
         if self._kind != "Event":
             items = dict(sorted(items.items(), key=lambda pair: in_order(pair[1])))
         if self._table is not None:
@@ -99,7 +103,7 @@ class Watched:
         affected: dict[str, tuple[Any | None, ViewChange]] = {}
         for change in changes:
             for uid, item in self._queries.affected(self._kind, change):
-                affected[uid] = (item if item is not None and self._wanted(item) else None, change)
+                affected[uid] = (self._wanted(item) if item is not None else None, change)
         return affected
 
     def _difference(self, uid: str, item: Any | None) -> api.WatchResponse | None:

@@ -14,6 +14,7 @@ from pwm.api.v1 import services_pb2 as api
 from pwm.api.v1.agent_pb2 import InspectContainer, ListProcesses, OpenStream
 from pwm.api.v1.workload_pb2 import Container, ContainerStatus, Workload
 from pwm.controlplane.agentlink import AgentLink, AgentRefused, AgentUnreachable
+from pwm.controlplane.auth import Authorizer
 from pwm.controlplane.commands import Commands
 from pwm.controlplane.context import CallContext
 from pwm.controlplane.core.decide import (
@@ -28,6 +29,7 @@ from pwm.controlplane.errors import ApiError, conflict, invalid, not_found
 from pwm.controlplane.services.exec import ExecBridge
 from pwm.controlplane.services.explaining import Explainer
 from pwm.controlplane.services.logs import LogReader
+from pwm.controlplane.sight import Sight
 from pwm.controlplane.store.commits import ReceiptWrite
 from pwm.controlplane.store.errors import AlreadyAnswered
 from pwm.controlplane.view import View
@@ -48,6 +50,7 @@ class WorkloadService:
         explainer: Explainer,
         logs: LogReader,
         bridge: ExecBridge,
+        authorizer: Authorizer,
     ) -> None:
         self._view = view
         self._commands = commands
@@ -55,6 +58,7 @@ class WorkloadService:
         self._explainer = explainer
         self._logs = logs
         self._bridge = bridge
+        self._authorizer = authorizer
 
     # ---- commands
 
@@ -97,7 +101,7 @@ class WorkloadService:
     # ---- questions
 
     async def Why(self, request: api.WhyRequest, context: CallContext) -> api.WhyResponse:
-        return self._explainer.why(self._find(request, context))
+        return self._explainer.why(self._find(request, context), Sight(self._authorizer, context.principal).container)
 
     async def Inspect(self, request: api.InspectRequest, context: CallContext) -> api.InspectResponse:
         workload = self._find(request, context)

@@ -50,7 +50,11 @@ def _joined(parts: tuple[str, str, bool]) -> list[str]:
 def _line_of(command: Command) -> st.SearchStrategy[list[str]]:
     word = st.one_of(_VALUE.filter(lambda text: text not in ("", "-")), st.just("--")).map(lambda text: [text])
     pieces = [word, *(_words_of(option) for option in command.options)]
-    return st.lists(st.one_of(pieces), max_size=6).map(lambda parts: [word for part in parts for word in part])
+    needed = sum(argument.required for argument in command.arguments)
+    anything = st.lists(st.one_of(pieces), max_size=6)
+    # Three arguments in a row are rare where everything is drawn.
+    complete = st.tuples(st.lists(word, min_size=needed, max_size=needed), anything).map(lambda both: both[0] + both[1])
+    return st.one_of(anything, complete).map(lambda parts: [word for part in parts for word in part])
 
 
 @pytest.mark.parametrize("name", COMMANDS)

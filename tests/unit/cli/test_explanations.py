@@ -234,3 +234,29 @@ def test_times_are_read_with_any_number_of_digits() -> None:
     assert age("2026-01-02T03:04:05Z", now_s=1767323045 + 75) == "1m15s"
     assert local_time("2026-01-02T03:04:05.1Z").endswith(":04:05")
     assert (age(""), local_time("")) == ("", "")
+
+
+def test_whoami_says_what_the_memberships_grant(server: FakeServer, pwm: Pwm) -> None:
+    granted = [{"group": "lab", "kind": "Workload", "verbs": ["get", "logs"]}]
+    server.on("GET", "/v1/whoami", {"user": "ada", "defaultGroup": "lab", "groups": ["lab"], "permissions": granted})
+    result = pwm("whoami")
+    assert [line.split() for line in result.lines[-2:]] == [
+        ["GROUP", "KIND", "VERBS"],
+        ["lab", "Workload", "get,", "logs"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("allowed", "code", "begins"), [(True, 0, "yes: ada may stop"), (False, 5, "no: ada may not stop")]
+)
+def test_can_says_yes_or_no_and_by_which_rule(
+    server: FakeServer, pwm: Pwm, allowed: bool, code: int, begins: str
+) -> None:
+    said = {"rule": "because", "user": "ada", "verb": "stop", "kind": "Workload", "group": "lab"}
+    server.on("GET", "/v1/admin/can", {**said, **({"allowed": True} if allowed else {})})
+    result = pwm("admin", "can", "ada", "cancel", "wk", "-g", "lab")
+    assert (result.code, result.lines) == (code, [f"{begins} Workload in group lab", "  because"])
+    (request,) = server.of("GET", "/v1/admin/can")
+    assert request.query == {"user": ["ada"], "verb": ["cancel"], "kind": ["Workload"], "group": ["lab"]}
+    result = pwm("admin", "can", "ada", "get", "Token", "--name", "x", "-o", "json")
+    assert (result.code, json.loads(result.out)["allowed"]) == (code, allowed)

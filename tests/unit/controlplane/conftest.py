@@ -6,9 +6,13 @@ from dataclasses import dataclass
 
 import pytest
 
+from pwm.api.v1 import events_pb2 as ev
 from pwm.api.v1.common_pb2 import Actor
+from pwm.api.v1.identity_pb2 import UserSpec, Verbs
+from pwm.controlplane.auth import Principal
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import Commands
+from pwm.controlplane.core.decide import Change
 from pwm.controlplane.follower import Follower
 from pwm.controlplane.store.eventstore import EventStore
 from pwm.controlplane.store.keys import Keys
@@ -16,6 +20,7 @@ from pwm.controlplane.store.memory import MemoryKV
 from pwm.controlplane.view import View
 
 ACTOR = Actor(type=Actor.USER, name="ann")
+Policy = dict[str, list[str]]
 
 
 @dataclass
@@ -25,6 +30,19 @@ class Plane:
     view: View
     commands: Commands
     follower: Follower
+
+
+async def add_user(plane: Plane, name: str, policies: dict[str, Policy | str], *, active: bool = True) -> Principal:
+    """A user with a policy or a role in each of these groups, as a principal."""
+    spec = UserSpec(active=active)
+    for group, policy in policies.items():
+        if isinstance(policy, str):
+            spec.groups.add(name=group, role=policy)
+        else:
+            spec.groups.add(name=group, policy={kind: Verbs(verbs=verbs) for kind, verbs in policy.items()})
+    new = Change("User", f"uid-{name}", name, "", None, (ev.UserApplied(spec=spec),))
+    await plane.commands.run(lambda: [new], actor=ACTOR)
+    return Principal(user=plane.view.by_name("User", name))
 
 
 @pytest.fixture

@@ -89,7 +89,10 @@ async def server(plane: Plane) -> AsyncIterator[Server]:
 
     by_name = api.DESCRIPTOR.services_by_name
     gateway = Gateway(
-        services=[(by_name["ResourceService"], resources), (by_name["SystemService"], SystemService(Clock()))],
+        services=[
+            (by_name["ResourceService"], resources),
+            (by_name["SystemService"], SystemService(clock, authorizer)),
+        ],
         authenticate=authenticate,
         authorize=authorizer.check_call,
         health=lambda: HealthReport(ready=True),

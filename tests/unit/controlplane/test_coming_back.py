@@ -11,7 +11,7 @@ import pytest
 
 from pwm.api.v1 import events_pb2 as ev
 from pwm.api.v1 import services_pb2 as api
-from pwm.api.v1.identity_pb2 import User, Verbs
+from pwm.api.v1.identity_pb2 import User
 from pwm.controlplane import view as views
 from pwm.controlplane.auth import Authorizer, Principal
 from pwm.controlplane.clock import Clock
@@ -28,7 +28,7 @@ from pwm.controlplane.services.resources import ResourceService
 from pwm.controlplane.store.commits import StreamId
 from pwm.controlplane.store.kv import Delete
 from pwm.controlplane.view import View
-from tests.unit.controlplane.conftest import ACTOR, Plane
+from tests.unit.controlplane.conftest import ACTOR, Plane, add_user
 
 GROUP = "vision"
 WAIT_S = 10.0
@@ -59,7 +59,7 @@ class Replica:
         return self._clock.now_ms() - int(self.stale_s * 1000) if self.stale_s else 0
 
     def follow(self, after: int = 0, **more: Any) -> AsyncGenerator[api.ListEventsResponse, None]:
-        request = api.ListEventsRequest(group=GROUP, follow=True, after_revision=after, **more)
+        request = api.ListEventsRequest(**{"kind": "Workload"} | more, group=GROUP, follow=True, after_revision=after)
         return self.events.ListEvents(request, context())  # type: ignore[return-value]
 
     def watch(self, after: int = 0) -> AsyncGenerator[api.WatchResponse, None]:
@@ -67,10 +67,14 @@ class Replica:
         return self.resources.Watch(request, context())  # type: ignore[return-value]
 
 
+@pytest.fixture(autouse=True)
+async def ann(plane: Plane) -> None:
+    await add_user(plane, "ann", {GROUP: {"pwm.all": ["pwm.all"]}})
+
+
 def context() -> CallContext:
     user = User()
-    user.metadata.name = "ann"
-    user.spec.groups.add(name=GROUP, policy={"pwm.all": Verbs(verbs=["pwm.all"])})
+    user.metadata.name, user.metadata.uid = "ann", "uid-ann"
     return CallContext(principal=Principal(user=user))
 
 

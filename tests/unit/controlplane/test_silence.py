@@ -10,10 +10,9 @@ import pytest
 from pwm.api.v1 import events_pb2 as ev
 from pwm.api.v1 import services_pb2 as api
 from pwm.api.v1.common_pb2 import Reason
-from pwm.api.v1.identity_pb2 import User
 from pwm.api.v1.node_pb2 import Inventory, NodeStatus
 from pwm.api.v1.workload_pb2 import ContainerSpec, ContainerStatus, WorkloadSpec
-from pwm.controlplane.auth import Principal
+from pwm.controlplane.auth import Authorizer
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.context import CallContext
 from pwm.controlplane.controllers.nodes import NodeController
@@ -29,7 +28,7 @@ from pwm.controlplane.store.commits import Guard
 from pwm.controlplane.store.keys import Keys
 from pwm.controlplane.store.memory import MemoryKV
 from pwm.controlplane.store.registry import SESSIONS, Entries, Registry
-from tests.unit.controlplane.conftest import ACTOR, Plane
+from tests.unit.controlplane.conftest import ACTOR, Plane, add_user
 
 KEYS = Keys(b"/test/")
 WAIT_S = 10.0
@@ -314,11 +313,9 @@ async def test_an_admin_can_call_a_node_dead_unless_it_is_connected(
     unused: Any = None
     service = AdminService(
         view=plane.view, store=plane.store, commands=plane.commands, clock=time, presence=presence, status=unused,
-        drill=unused, restore=unused,
+        drill=unused, restore=unused, authorizer=Authorizer(plane.view),
     )  # fmt: skip
-    user = User()
-    user.metadata.name = "ann"
-    context = CallContext(principal=Principal(user=user))
+    context = CallContext(principal=await add_user(plane, "ann", {"g": {"Workload": ["get"]}}))
     request = api.ConfirmDeadRequest(node="n1")
     with pytest.raises(ApiError, match="its agent is connected"):
         await service.ConfirmDead(request, context)

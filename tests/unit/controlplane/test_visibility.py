@@ -6,8 +6,7 @@ import pytest
 
 from pwm.api.v1 import events_pb2 as ev
 from pwm.api.v1 import services_pb2 as api
-from pwm.api.v1.identity_pb2 import User, Verbs
-from pwm.controlplane.auth import Authorizer, Principal
+from pwm.controlplane.auth import Authorizer
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.context import CallContext
 from pwm.controlplane.core.decide import Change
@@ -16,7 +15,7 @@ from pwm.controlplane.core.scheduling.cluster import Cluster
 from pwm.controlplane.queries import Queries
 from pwm.controlplane.services.events import EventService
 from pwm.controlplane.services.resources import ResourceService
-from tests.unit.controlplane.conftest import ACTOR, Plane
+from tests.unit.controlplane.conftest import ACTOR, Plane, add_user
 
 SEEN, HIDDEN = "vision", "secret"
 
@@ -29,12 +28,9 @@ async def both_groups(plane: Plane) -> Plane:
     return plane
 
 
-def context() -> CallContext:
-    user = User()
-    user.metadata.name = "ann"
-    everything = {"pwm.all": Verbs(verbs=["pwm.all"])}
-    user.spec.groups.add(name=SEEN, policy=everything)
-    return CallContext(principal=Principal(user=user))
+@pytest.fixture
+async def context(both_groups: Plane) -> CallContext:
+    return CallContext(principal=await add_user(both_groups, "ann", {SEEN: {"pwm.all": ["pwm.all"]}}))
 
 
 def resources(plane: Plane) -> ResourceService:
@@ -54,23 +50,25 @@ def resources(plane: Plane) -> ResourceService:
 
 
 @pytest.mark.parametrize("kind", ["Workload", "Event", "Bind"])
-async def test_a_list_of_all_groups_leaves_out_those_of_others(both_groups: Plane, kind: str) -> None:
+async def test_a_list_of_all_groups_leaves_out_those_of_others(
+    both_groups: Plane, context: CallContext, kind: str
+) -> None:
     request = api.ListRequest(kind=kind, all_groups=True, format=api.TABLE)
-    answer = await resources(both_groups).List(request, context())
+    answer = await resources(both_groups).List(request, context)
     assert SEEN in answer.text
     assert HIDDEN not in answer.text
 
 
-async def test_a_watch_of_all_groups_leaves_out_those_of_others(both_groups: Plane) -> None:
+async def test_a_watch_of_all_groups_leaves_out_those_of_others(both_groups: Plane, context: CallContext) -> None:
     seen = []
-    async for answer in resources(both_groups).Watch(api.WatchRequest(kind="Workload", all_groups=True), context()):
+    async for answer in resources(both_groups).Watch(api.WatchRequest(kind="Workload", all_groups=True), context):
         if answer.type == api.WatchResponse.SYNCED:
             break
         seen.append(answer.resource.workload.metadata.group)
     assert seen == [SEEN]
 
 
-async def test_events_of_all_groups_leave_out_those_of_others(both_groups: Plane) -> None:
+async def test_events_of_all_groups_leave_out_those_of_others(both_groups: Plane, context: CallContext) -> None:
     service = EventService(
         view=both_groups.view,
         store=both_groups.store,
@@ -78,5 +76,5 @@ async def test_events_of_all_groups_leave_out_those_of_others(both_groups: Plane
         clock=Clock(),
         stale_since_ms=lambda: 0,
     )
-    answers = service.ListEvents(api.ListEventsRequest(all_groups=True), context())
+    answers = service.ListEvents(api.ListEventsRequest(kind="Workload", all_groups=True), context)
     assert [answer.event.group async for answer in answers] == [SEEN]

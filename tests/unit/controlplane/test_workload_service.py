@@ -17,7 +17,13 @@ from tests.unit.controlplane.conftest import ACTOR, Plane
 async def test_a_retried_restart_restarts_once(plane: Plane) -> None:
     unused: Any = None
     service = WorkloadService(
-        view=plane.view, commands=plane.commands, agents=unused, explainer=unused, logs=unused, bridge=unused
+        view=plane.view,
+        commands=plane.commands,
+        agents=unused,
+        explainer=unused,
+        logs=unused,
+        bridge=unused,
+        authorizer=unused,
     )
     user = User()
     user.metadata.name = "ann"
@@ -38,7 +44,13 @@ async def test_a_retried_restart_restarts_once(plane: Plane) -> None:
 async def test_a_retried_stop_says_what_the_first_one_did(plane: Plane) -> None:
     unused: Any = None
     service = WorkloadService(
-        view=plane.view, commands=plane.commands, agents=unused, explainer=unused, logs=unused, bridge=unused
+        view=plane.view,
+        commands=plane.commands,
+        agents=unused,
+        explainer=unused,
+        logs=unused,
+        bridge=unused,
+        authorizer=unused,
     )
     await create(plane, "w")
     request = api.StopRequest(name="train", group="g")

@@ -246,6 +246,9 @@ class Tokens(TokenServiceServicer):
 
 
 class Admin(AdminServiceServicer):
+    async def Can(self, request: Any, context: Any) -> s.CanResponse:
+        return s.CanResponse(allowed=True)
+
     async def GetStatus(self, request: Any, context: Any) -> s.GetStatusResponse:
         return s.GetStatusResponse(revision=1)
 

@@ -213,7 +213,7 @@ def _wait(survey: Survey) -> Change | None:
     amount = listed([part for part in missing if part])
     holders = _holders(survey, row, gpus, cpu, memory)
     held = f" held by {listed(holders)}" if holders else ""
-    return Change(f"wait for {amount}{held} on {name}", at_once=False)
+    return Change(f"wait for {amount}{held} on {name}", at_once=False, holders=tuple(holders))
 
 
 def _holders(survey: Survey, row: int, gpus: int, cpu: int, memory: int) -> list[str]:

@@ -7,7 +7,7 @@ what is free right now last. A node that is down but has the right GPUs thus cou
 one with the wrong GPUs, and nobody is told "no node has an A100" when the truth is "the A100 node is down".
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -54,6 +54,17 @@ class Change:
     text: str
     fields: tuple[tuple[str, str], ...] = ()
     at_once: bool = True
+    # Containers that the text names, as GROUP/NAME: not everybody may hear of each.
+    holders: tuple[str, ...] = ()
+
+    def told(self, may_see: Callable[[str], bool]) -> str:
+        """The text for somebody who may see some containers only: others are counted."""
+        seen = [name for name in self.holders if may_see(name)]
+        hidden = len(self.holders) - len(seen)
+        if not hidden:
+            return self.text
+        others = counted(hidden, "container") + " of others"
+        return self.text.replace(listed(self.holders), listed([*seen, others]))
 
 
 @dataclass(slots=True)

@@ -1,0 +1,108 @@
+"""What one caller may see: every answer and every message of a stream goes through here, item by item.
+
+A sight is made for a call or a stream, and kept as long as that lasts. It asks the rules once for each kind and group,
+and again when anything has changed since: who was taken out of a group sees nothing more of it, in streams that were
+open before, too.
+
+What a caller may not see is left out as if it did not exist. What he may see can name what he may not, such as a GPU
+its holder: then he gets it without that name.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pwm.api.v1.agent_pb2 import NodeUsage
+from pwm.api.v1.events_pb2 import Event
+from pwm.api.v1.node_pb2 import GPU
+from pwm.api.v1.resource_pb2 import Bind
+from pwm.controlplane.auth import Authorizer, Principal
+from pwm.controlplane.core.authz import OWN_KINDS
+
+# Names in one sentence before the rest is only counted.
+NAMES_SHOWN = 5
+
+
+class Sight:
+    def __init__(self, authorizer: Authorizer, principal: Principal) -> None:
+        self._authorizer = authorizer
+        self._principal = principal
+        self.default_group: str = principal.default_group
+        self._revision = -1
+        self._known: dict[tuple[str, str, str, str], bool] = {}
+
+    def may(self, kind: str, *, group: str = "", name: str = "", verb: str = "get") -> bool:
+        """Whether the caller holds a verb now; asked for each of 10,000 rows, so it is looked up."""
+        revision = self._authorizer.revision
+        if revision != self._revision or revision < 0:
+            self._revision = revision
+            self._known.clear()
+        key = (verb, kind, group, name if kind in OWN_KINDS else "")
+        known = self._known.get(key)
+        if known is None:
+            known = self._authorizer.may(self._principal, verb=verb, kind=kind, group=group, name=name)
+            self._known[key] = known
+        return known
+
+    def of(self, kind: str, item: Any) -> Any | None:
+        """The item as the caller may see it; None: not at all."""
+        if isinstance(item, Event):
+            return item if self.sees_event(item) else None
+        if isinstance(item, Bind):
+            return item if self.may(item.child_kind, group=item.metadata.group, name=item.child) else None
+        metadata = item.metadata
+        if not self.may(kind, group=metadata.group, name=metadata.name):
+            return None
+        return self._gpu(item) if isinstance(item, GPU) else item
+
+    def sees_event(self, event: Event) -> bool:
+        # The name and the uid of a token are the hash of it: it has a list of its own.
+        return event.kind != "Token" and self.may(event.kind, group=event.group, name=event.name)
+
+    def _gpu(self, gpu: GPU) -> GPU:
+        """Without the name of a holder of whom the caller knows nothing."""
+        if not gpu.container or self.container(gpu.container):
+            return gpu
+        shown = GPU()
+        shown.CopyFrom(gpu)
+        shown.container = ""
+        return shown
+
+    def container(self, name: str) -> bool:
+        """Whether the caller may see the container GROUP/NAME."""
+        return self.may("Container", group=name.partition("/")[0])
+
+    def usage(self, usage: NodeUsage, groups: dict[str, str]) -> NodeUsage:
+        """What a node uses, without whose it is: neither the containers nor the processes that others have there.
+
+        `groups`: the group of each container by its uid. Processes that PWM did not start belong to nobody.
+        """
+        shown = NodeUsage()
+        shown.CopyFrom(usage)
+        del shown.containers[:]
+        for gpu in shown.gpus:
+            seen = [
+                process
+                for process in gpu.processes
+                if not process.container_uid
+                or (process.container_uid in groups and self.may("Container", group=groups[process.container_uid]))
+            ]
+            if len(seen) < len(gpu.processes):
+                del gpu.processes[:]
+                gpu.processes.extend(seen)
+        return shown
+
+    def named(self, names: Iterable[tuple[str, str, str]]) -> str:
+        """`Volume vision/data, Workload vision/train and 3 more`, of (kind, group, name), for a sentence."""
+        shown: list[str] = []
+        count = 0
+        for kind, group, name in names:
+            count += 1
+            if len(shown) < NAMES_SHOWN and self.may(kind, group=group, name=name):
+                shown.append(f"{kind} {group}/{name}" if group else f"{kind} {name}")
+        return _and_more(shown, count - len(shown), nothing="what you may not see")
+
+
+def _and_more(shown: Sequence[str], left: int, *, nothing: str) -> str:
+    if not shown:
+        return nothing
+    return ", ".join(shown) + (f" and {left} more" if left else "")
