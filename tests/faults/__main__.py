@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import logging
 import random
 import shutil
 import signal
@@ -19,6 +20,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import structlog
 
 from tests.faults.bench_put import Putter
 from tests.faults.cluster import FaultCluster, until
@@ -102,6 +105,8 @@ def main() -> int:
     wanted = [s for s in SCENARIOS if not given.only or s.name in given.only.split(",")]
     # However it is ended, what it started is ended too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    # What its own store clients notice is what it does to them.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     started = time.monotonic()
     with contextlib.ExitStack() as ending:
         network = Network()
