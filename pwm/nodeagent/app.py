@@ -65,6 +65,7 @@ class Agent:
             output=self._host.logs,
             clock_ns=self._host.now_ns,
             on_drivers_changed=self._drivers_changed,
+            is_overdue=lambda: self._fence.overdue,
             killed=guard.killed if guard else None,
         )
         self._guard = guard

@@ -15,7 +15,7 @@ import structlog
 from pwm.api.v1.agent_pb2 import Assignment, PullProgress
 from pwm.api.v1.common_pb2 import Reason
 from pwm.api.v1.events_pb2 import ContainerReported
-from pwm.api.v1.workload_pb2 import ContainerStatus, Image
+from pwm.api.v1.workload_pb2 import ContainerStatus, Image, WorkloadSpec
 from pwm.lifecycle import ENDED, Phase
 from pwm.nodeagent import endings
 from pwm.nodeagent.drivers.driver import (
@@ -40,6 +40,8 @@ P = ContainerStatus
 DEFAULT_GRACE_MS = 10_000
 # Before what failed for a reason outside the container is tried again.
 RETRY_DELAY_S = 0.5
+# Until it is looked again whether the fence falls.
+LATE_S = 0.2
 # A start that takes less is told when it is done: a report on the way would make the control plane work just
 # while the engine needs the processor.
 START_WITHOUT_WORD_S = 1.0
@@ -79,6 +81,8 @@ class Surroundings:
     clock_ns: Callable[[], int]
     pulling: dict[str, PullProgress]
     killed: Killed
+    # The self-fence is due: what is wanted is what was wanted long ago.
+    is_overdue: Callable[[], bool]
 
 
 class Container:
@@ -267,9 +271,11 @@ class Container:
             case Operation.CREATE:
                 await self._launch(driver)
             case Operation.START:
+                if self._is_late:
+                    await asyncio.sleep(LATE_S)
+                    return
                 async with self._around.slots:
-                    if self._wanted is Desired.RUN:
-                        await self._start(driver)
+                    await self._start(driver)
             case Operation.WATCH:
                 self._follow(driver)
                 self._watch = beside.create_task(self._run_watch(driver))
@@ -328,10 +334,17 @@ class Container:
                 return
             self._around.journal.put(replace(self.record, runtime_id=runtime_id))
             self._seen = Seen.CREATED
-            if self._wanted is Desired.RUN:
-                await self._start(driver)
+            await self._start(driver)
+
+    @property
+    def _is_late(self) -> bool:
+        """It may have a successor by now: the agent was stopped, woke up again, and has not been told yet."""
+        return self.assignment.spec.on_node_lost == WorkloadSpec.reschedule and self._around.is_overdue()
 
     async def _start(self, driver: Driver) -> None:
+        """Unless it is not to start any more, or not yet."""
+        if self._wanted is not Desired.RUN or self._is_late:
+            return
         starting = asyncio.ensure_future(driver.start(self.uid))
         try:
             await asyncio.wait([starting], timeout=START_WITHOUT_WORD_S)

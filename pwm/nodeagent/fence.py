@@ -72,6 +72,8 @@ class Fence:
         self._fenced_after_ms = -1
         self._changed = asyncio.Event()
         self._leaving = False
+        # Contact was lost for so long that orders from before mean nothing.
+        self._outdated = False
         self._tell = tell
         if self.promised_ms:
             tell(self._contact)
@@ -85,6 +87,7 @@ class Fence:
         """A message that was sent at this time has been answered."""
         if sent_ms <= self._contact.heard_ms:
             return
+        self._outdated = self._outdated or self._is_due()
         self._contact = replace(self._contact, heard_ms=sent_ms)
         self._tell(self._contact)
         self._changed.set()
@@ -126,6 +129,22 @@ class Fence:
         """Half of the self-fence has passed without an answer: another controller may give one."""
         contact = self._contact
         return bool(contact.self_fence_ms) and 2 * self._silent_ms() > contact.self_fence_ms
+
+    @property
+    def overdue(self) -> bool:
+        """Nothing starts now that may have a successor: what is known of it may be from before a long silence.
+
+        That is so for an agent that was stopped and goes on, until its fence falls or it is told what is wanted now.
+        """
+        return self._outdated or self._is_due()
+
+    def ordered(self) -> None:
+        """What is wanted now is known."""
+        self._outdated = False
+
+    def _is_due(self) -> bool:
+        contact = self._contact
+        return contact.self_fence_ms > 0 and contact.heard_ms > 0 and self._silent_ms() >= contact.self_fence_ms
 
     def _silent_ms(self) -> int:
         return self._clock_ms() - self._contact.heard_ms

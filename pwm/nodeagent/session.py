@@ -286,6 +286,7 @@ class _Session:
         self._set = assignments.results_in
         self._owner._allegiance.told(assignments.position)
         self._callbacks.assign(assignments)
+        self._owner._fence.ordered()
 
     def _configure(self, configure: Configure) -> None:
         if configure.heartbeat_ms:
@@ -300,6 +301,8 @@ class _Session:
         sent_ms = self._sent_ms.get(number)
         if sent_ms is not None:
             self._owner._fence.heard(sent_ms)
+            # It came after everything that was ordered before.
+            self._owner._fence.ordered()
         self._sent_ms = {n: at_ms for n, at_ms in self._sent_ms.items() if n > number}
 
     async def _read(self) -> SessionResponse:

@@ -46,9 +46,11 @@ class Supervisor:
         output: Output,
         clock_ns: Callable[[], int],
         on_drivers_changed: Callable[[], None],
+        is_overdue: Callable[[], bool] = lambda: False,
         killed: Killed | None = None,
     ) -> None:
-        """`killed`: what the watchdog has killed, where there is one."""
+        """`is_overdue`: whether the self-fence is. `killed`: what the watchdog has killed, where there is one."""
+        self._is_overdue = is_overdue
         self._engines = {driver.name: Engine(driver) for driver in drivers}
         self._journal = journal
         self.reporter = Reporter(journal, on_acknowledged=self._acknowledged, clock_ns=clock_ns)
@@ -151,6 +153,7 @@ class Supervisor:
                 clock_ns=self._clock_ns,
                 pulling=self._pulling,
                 killed=self._killed,
+                is_overdue=self._is_overdue,
             ),
         )
         self._containers[record.uid] = container

@@ -176,6 +176,27 @@ async def test_without_being_asked_to_it_never_falls(time: Time, journal: Journa
             await fence.run(end)
 
 
+async def test_what_was_wanted_before_a_long_silence_counts_no_more_until_it_is_said_again(
+    time: Time, journal: Journal
+) -> None:
+    fence = fence_on(time, journal)
+    assert not fence.overdue
+    fence.configure(self_fence_ms=FENCE_MS, lost_after_ms=LOST_MS)
+    assert not fence.overdue, "there was no contact yet to count from"
+    fence.heard(T0)
+    time.now_ms = T0 + FENCE_MS - 1
+    assert not fence.overdue
+    time.now_ms += 1
+    assert fence.overdue
+    fence.heard(time.now_ms)
+    assert fence.overdue, "it is heard, but has not been told anything yet"
+    fence.ordered()
+    assert not fence.overdue
+    time.now_ms += FENCE_MS
+    fence.ordered()
+    assert fence.overdue, "what comes late may have been said long ago"
+
+
 async def test_whoever_keeps_the_promise_meanwhile_is_told_of_all_that_changes_it(time: Time, journal: Journal) -> None:
     told: list[Contact] = []
 
@@ -262,6 +283,24 @@ async def test_one_that_has_not_started_yet_never_does(
     end = await asked.reported("moves", "EXITED")
     assert end.reason.code == Reason.SELF_FENCED
     assert driver.count("start", "moves") == 0
+
+
+async def test_an_agent_that_was_frozen_starts_nothing_that_moves_before_it_is_told_again_what_is_wanted(
+    asked: FakeController, agent: RunningAgent, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pwm.nodeagent.fence.LAST_CHANCE_MS", 1_000_000)
+    driver.pull_may_end.clear()
+    for order_ in (order("moves", image="pullable", **MOVES), order("stays", image="pullable")):
+        await asked.want(order_)
+        await asked.reported(order_.uid, "PULLING")
+    port = int(asked.address.rpartition(":")[2])
+    await asked.stop()
+    agent.later_ms += 10 * LOST_MS
+    driver.pull_may_end.set()
+    await until(lambda: driver.count("create", "moves") and driver.count("start", "stays"))
+    assert driver.count("start", "moves") == 0
+    await asked.start(port)
+    await asked.reported("moves", "RUNNING")
 
 
 async def test_one_that_takes_its_time_to_stop_is_given_no_more_than_there_is(
