@@ -89,7 +89,7 @@ def ls(invocation: Invocation, *, output: str | None) -> int:
         invocation.say(to_json([{"name": n, "server": s, "token": bool(t), "using": n == current} for n, s, t in rows]))
         return exit_codes.DONE
     if not rows:
-        invocation.note("no profiles yet; `pwm profile add NAME --api-server URL --token TOKEN` makes one")
+        invocation.note("no profiles yet; `pwm login --server URL` makes one")
     marked = [("*" if name == current else "", name, ", ".join(servers), token) for name, servers, token in rows]
     invocation.out.write(table(("", "NAME", "SERVERS", "TOKEN"), marked))
     return exit_codes.DONE
@@ -106,7 +106,7 @@ def token(invocation: Invocation, *, name: str | None) -> int:
     else:
         value = str((_entry(read_config(invocation.warn), name).get("auth") or {}).get("token") or "")
     if not value:
-        raise NotFoundError("this profile has no token", next_step="pwm profile add NAME --token TOKEN")
+        raise NotFoundError("this profile has no token", next_step="pwm login takes one")
     invocation.say(value)
     return exit_codes.DONE
 

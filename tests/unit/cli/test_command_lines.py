@@ -26,7 +26,8 @@ def _all_commands() -> Iterator[tuple[str, Command]]:
 
 
 OURS = (
-    "apply get describe delete stop scale why events profile version completion daemons admin whoami".split()  # noqa: SIM905
+    *("apply", "get", "describe", "delete", "stop", "scale", "why", "events", "profile", "login", "token", "version"),
+    *("completion", "daemons", "admin", "whoami"),
 )
 COMMANDS = dict(_all_commands())
 _VALUE = st.sampled_from(["a", "wk", "b-1", "1", "30s", "json", "x=y", "127.0.0.1:1", "", "a b", "-", "1GiB", "info"])
