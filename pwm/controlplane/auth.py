@@ -9,6 +9,8 @@ import hashlib
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
+from typing import NamedTuple, TypeAlias
 
 import grpc
 
@@ -20,9 +22,11 @@ from pwm.controlplane.clock import Clock
 from pwm.controlplane.core import authz
 from pwm.controlplane.core.tokens import shown_name, speaks_for, state
 from pwm.controlplane.errors import ApiError, refused, unavailable
-from pwm.controlplane.view import View
+from pwm.controlplane.view import View, ViewChange
 
 TOKEN_PREFIX = "pwm_"
+# Decisions kept of one user: callers choose the names of groups that they ask about.
+MOST_DECIDED = 1_000
 # A caller waits so long for a log that is being read anew, which takes a second where there are 100,000 streams.
 READING_LIMIT_S = 5.0
 
@@ -130,40 +134,83 @@ class Authenticator:
         return found if found is not None and state(found, self._clock.now_ms()) == TokenEntry.LIVE else None
 
 
+class _Rule(NamedTuple):
+    """The access option of an rpc, as quick to read as it can be: each call does."""
+
+    public: bool
+    authenticated: bool
+    verb: str
+    kind: str
+    kind_of: Callable[[object], str]
+    grouped: bool
+    group_of: Callable[[object], str]
+    name_of: Callable[[object], str]
+    filtered: bool
+
+
+def _rule(access: Access) -> _Rule:
+    return _Rule(
+        public=access.public,
+        authenticated=access.authenticated,
+        verb=access.verb,
+        kind=access.kind,
+        kind_of=_reader(access.kind_field),
+        grouped=bool(access.group_field),
+        group_of=_reader(access.group_field),
+        name_of=_reader(access.name_field),
+        filtered=access.filtered,
+    )
+
+
+def _reader(path: str) -> Callable[[object], str]:
+    """Reads a field of a request, which may be one of a message in it."""
+    return attrgetter(path) if path else lambda request: ""
+
+
+# (verb, kind, group, name)
+_Question: TypeAlias = tuple[str, str, str, str]
+
+
 class Authorizer:
     """Whether a principal may call an rpc, and whether it may see or touch an item."""
 
     def __init__(self, view: View) -> None:
         self._view = view
         self.roles: Mapping[str, Role] = _RolesByName(view)
+        # What has been decided, by the user's uid, as long as no user and no role changes.
+        self._decided: dict[str, dict[_Question, bool]] = {}
+        self._rules: dict[str, _Rule] = {}
+        self._readings = view.readings
+        view.observe(self._forget)
 
-    @property
-    def revision(self) -> int:
-        """What was allowed or not at one revision does not change; -1 while the log is read anew."""
-        return self._view.revision if self._view.synced else -1
+    def _forget(self, change: ViewChange) -> None:
+        if change.kind in ("User", "Role"):
+            self._decided = {}
 
     def check_call(self, principal: Principal, access: Access, request: object, method: str) -> None:
-        """Raises ApiError unless `access` lets the principal call `method` with this request."""
-        if access.public:
+        """Raises ApiError unless `access`, which is that of `method`, lets the principal call it with this request."""
+        rule = self._rules.get(method)
+        if rule is None:
+            rule = self._rules[method] = _rule(access)
+        if rule.public:
             return
         if principal.user is None:
             raise ApiError(
                 grpc.StatusCode.UNAUTHENTICATED,
                 "no token was sent",
-                next_step="pwm login takes one, and makes a profile of it",
+                next_step="add a profile: pwm profile add NAME --token TOKEN --api-server URL",
             )
-        if access.authenticated:
+        if rule.authenticated:
             return
-        if not access.verb:
+        if not rule.verb:
             raise refused(f"{method} says of nobody that they may call it")
-        kind = access.kind or canonical_kind(str(_field(request, access.kind_field)))
-        group = str(_field(request, access.group_field) or "") if access.group_field else ""
-        if access.group_field and not group:
-            group = principal.default_group
-        if access.filtered and _item_by_item(kind, request):
+        kind = rule.kind or canonical_kind(str(rule.kind_of(request)))
+        if rule.filtered and _item_by_item(kind, request):
             return
-        name = str(_field(request, access.name_field)) if access.name_field else ""
-        self.require(principal, verb=access.verb, kind=kind, group=group, name=name)
+        group = ""
+        if rule.grouped:
+            group = rule.group_of(request) or principal.default_group
+        self.require(principal, verb=rule.verb, kind=kind, group=group, name=rule.name_of(request))
 
     def require(self, principal: Principal, *, verb: str, kind: str, group: str = "", name: str = "") -> None:
         """Raises ApiError PERMISSION_DENIED unless the principal holds the verb."""
@@ -177,16 +224,31 @@ class Authorizer:
 
     def may(self, principal: Principal, *, verb: str, kind: str, group: str = "", name: str = "") -> bool:
         """Whether the principal holds the verb now, whatever it held when the call or stream began."""
-        user = self._as_now(principal)
-        return user is not None and authz.may(user, self.roles, verb=verb, kind=kind, group=group, name=name)
-
-    def _as_now(self, principal: Principal) -> User | None:
         if principal.user is None:
-            return None
+            return False
         metadata = principal.user.metadata
-        user: User | None = self._view.by_name("User", metadata.name)
-        # Another one of the same name is somebody else.
-        return user if user is not None and user.metadata.uid == metadata.uid else None
+        decided = self.decided.setdefault(metadata.uid, {})
+        question = (verb, kind, group, name if kind in authz.OWN_KINDS else "")
+        allowed = decided.get(question)
+        if allowed is None:
+            user: User | None = self._view.by_name("User", metadata.name)
+            # Another one of the same name is somebody else.
+            allowed = (
+                user is not None
+                and user.metadata.uid == metadata.uid
+                and authz.may(user, self.roles, verb=verb, kind=kind, group=group, name=name)
+            )
+            if len(decided) < MOST_DECIDED:
+                decided[question] = allowed
+        return allowed
+
+    @property
+    def decided(self) -> "dict[str, dict[_Question, bool]]":
+        """By the user's uid. Another dictionary as soon as an answer could be another one."""
+        if self._view.readings != self._readings:
+            self._readings = self._view.readings
+            self._decided = {}
+        return self._decided
 
 
 class _RolesByName(Mapping[str, Role]):
@@ -232,9 +294,3 @@ def canonical_kind(kind: str) -> str:
 def _item_by_item(kind: str, request: object) -> bool:
     """Whether the service leaves out what the caller may not see, instead of the whole call being refused."""
     return kind in authz.OWN_KINDS or (kind not in authz.CLUSTER_KINDS and bool(getattr(request, "all_groups", False)))
-
-
-def _field(request: object, path: str) -> object:
-    for part in path.split("."):
-        request = getattr(request, part)
-    return request

@@ -1,8 +1,7 @@
 """What one caller may see: every answer and every message of a stream goes through here, item by item.
 
-A sight is made for a call or a stream, and kept as long as that lasts. It asks the rules once for each kind and group,
-and again when anything has changed since: who was taken out of a group sees nothing more of it, in streams that were
-open before, too.
+A sight is made for a call or a stream, and kept as long as that lasts. It asks again for every item: who was taken out
+of a group sees nothing more of it, in streams that were open before, too.
 
 What a caller may not see is left out as if it did not exist. What he may see can name what he may not, such as a GPU
 its holder: then he gets it without that name.
@@ -20,31 +19,29 @@ from pwm.controlplane.core.authz import OWN_KINDS
 
 # Names in one sentence before the rest is only counted.
 NAMES_SHOWN = 5
+# Of these it takes more than the group to know who may see one, or how.
+_ITEM_BY_ITEM = OWN_KINDS | {"Event", "Bind", "GPU"}
 
 
 class Sight:
     def __init__(self, authorizer: Authorizer, principal: Principal) -> None:
         self._authorizer = authorizer
         self._principal = principal
-        self.default_group: str = principal.default_group
-        self._revision = -1
-        self._known: dict[tuple[str, str, str, str], bool] = {}
+        self._decided: object = None
+        self._groups: dict[tuple[str, str], bool] = {}
+
+    @property
+    def default_group(self) -> str:
+        return self._principal.default_group
 
     def may(self, kind: str, *, group: str = "", name: str = "", verb: str = "get") -> bool:
-        """Whether the caller holds a verb now; asked for each of 10,000 rows, so it is looked up."""
-        revision = self._authorizer.revision
-        if revision != self._revision or revision < 0:
-            self._revision = revision
-            self._known.clear()
-        key = (verb, kind, group, name if kind in OWN_KINDS else "")
-        known = self._known.get(key)
-        if known is None:
-            known = self._authorizer.may(self._principal, verb=verb, kind=kind, group=group, name=name)
-            self._known[key] = known
-        return known
+        """Whether the caller holds a verb now."""
+        return self._authorizer.may(self._principal, verb=verb, kind=kind, group=group, name=name)
 
     def of(self, kind: str, item: Any) -> Any | None:
         """The item as the caller may see it; None: not at all."""
+        if kind not in _ITEM_BY_ITEM:
+            return item if self._sees_group(kind, item.metadata.group) else None
         if isinstance(item, Event):
             return item if self.sees_event(item) else None
         if isinstance(item, Bind):
@@ -53,6 +50,16 @@ class Sight:
         if not self.may(kind, group=metadata.group, name=metadata.name):
             return None
         return self._gpu(item) if isinstance(item, GPU) else item
+
+    def _sees_group(self, kind: str, group: str) -> bool:
+        """Looked up for each of 10,000 rows, which are of few groups."""
+        decided = self._authorizer.decided
+        if decided is not self._decided:
+            self._decided, self._groups = decided, {}
+        seen = self._groups.get((kind, group))
+        if seen is None:
+            seen = self._groups[kind, group] = self.may(kind, group=group)
+        return seen
 
     def sees_event(self, event: Event) -> bool:
         # The name and the uid of a token are the hash of it: it has a list of its own.

@@ -59,6 +59,8 @@ class View:
     def __init__(self) -> None:
         self.revision = 0
         self.synced = False
+        # Grows when everything is forgotten or has been read anew: what was worked out before may not hold.
+        self.readings = 0
         self.recent: deque[ViewChange] = deque()
         # All changes after this revision are in `recent`.
         self.recent_after = 0
@@ -141,6 +143,7 @@ class View:
         self._by_node.clear()
         self.recent.clear()
         self.synced = False
+        self.readings += 1
         for subscription in list(self._subscriptions):
             subscription.resync()
 
@@ -152,6 +155,7 @@ class View:
         """All heads of `revision` are in: the view may be read."""
         self.revision = self.recent_after = revision
         self.synced = True
+        self.readings += 1
         self._wake()
 
     def apply(self, event: Event, revision: int) -> None:

@@ -283,7 +283,7 @@ def test_a_file_and_a_directory_without_manifests_are_named(cluster: PwmCluster,
 def test_a_wrong_token_is_refused(cluster: PwmCluster) -> None:
     for token in ("pwm_wrong", "é", " "):
         said = refusal(with_environment(cluster, "get", "wk", PWM_TOKEN=token), code=REFUSED)
-        assert "pwm profile" in said
+        assert "pwm login" in said
 
 
 def test_without_a_server_the_address_is_named(cluster: PwmCluster) -> None:
