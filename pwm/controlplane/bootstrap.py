@@ -46,7 +46,10 @@ class Bootstrap:
         for kind, name, payload in firsts:
             await self._ensure(kind, name, payload)
         if admin_token_file is not None:
-            await self._token(admin_token_file, TokenSpec(user=ADMIN, description="made at the first start"))
+            admin: identity.User | None = self._view.by_name("User", ADMIN)
+            uid = admin.metadata.uid if admin is not None else ""
+            spec = TokenSpec(user=ADMIN, user_uid=uid, description="made at the first start")
+            await self._token(admin_token_file, spec)
         if node_token_file is not None:
             await self._token(node_token_file, TokenSpec(node=ALL, description="made at the first start"))
 

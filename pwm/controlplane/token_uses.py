@@ -40,13 +40,13 @@ class TokenUses:
         self._kv = kv
         self._keys = keys
         self._clock = clock
-        # By the token's key in the store: when and from where, and when that was last written down from here.
-        self._seen: dict[bytes, tuple[int, str]] = {}
-        self._written_ms: dict[bytes, int] = {}
+        # By uid: when, from where, and whose it is; and when that was last written down from here.
+        self._seen: dict[str, tuple[int, str, str]] = {}
+        self._written_ms: dict[str, int] = {}
 
     def note(self, token: Token, address: str) -> None:
         """It has been used, now."""
-        self._seen[self._key(token)] = self._clock.now_ms(), address
+        self._seen[token.metadata.uid] = self._clock.now_ms(), address, token.spec.user
 
     async def of(self, tokens: Iterable[Token], *, user: str = "") -> dict[str, TokenUse]:
         """The newest known use of each, by uid; `user`: whose tokens they all are, if one's.
@@ -62,12 +62,12 @@ class TokenUses:
             log.info("uses of tokens cannot be read now", why=str(error))
         found: dict[str, TokenUse] = {}
         for token in tokens:
-            key = self._key(token)
-            use, seen = written.get(key), self._seen.get(key)
+            uid = token.metadata.uid
+            use, seen = written.get(self._keys.token_use(token.spec.user, uid)), self._seen.get(uid)
             if seen is not None and (use is None or use.time.ToMilliseconds() < seen[0]):
-                use = _use(*seen)
+                use = _use(seen[0], seen[1])
             if use is not None:
-                found[token.metadata.uid] = use
+                found[uid] = use
         return found
 
     async def run(self) -> None:
@@ -80,31 +80,33 @@ class TokenUses:
         """What has not been written down within the hour. What the store does not take is tried again."""
         now_ms = self._clock.now_ms()
         due = [
-            key
-            for key, (seen_ms, _) in self._seen.items()
-            if (last := self._written_ms.get(key)) is None or (seen_ms > last and now_ms - last >= WRITE_EVERY_MS)
+            (uid, *seen)
+            for uid, seen in self._seen.items()
+            if (last := self._written_ms.get(uid)) is None or (seen[0] > last and now_ms - last >= WRITE_EVERY_MS)
         ]
         for first in range(0, len(due), WRITES_AT_ONCE):
             part = due[first : first + WRITES_AT_ONCE]
-            puts = [Put(key, _use(*self._seen[key]).SerializeToString()) for key in part]
+            puts = [
+                Put(self._keys.token_use(user, uid), _use(seen_ms, address).SerializeToString())
+                for uid, seen_ms, address, user in part
+            ]
             try:
                 await self._kv.txn([], puts)
             except store_errors.StoreError as error:
                 log.info("uses of tokens are written down later", why=str(error))
                 return
-            self._written_ms.update(dict.fromkeys(part, now_ms))
+            self._written_ms.update((uid, now_ms) for uid, *_ in part)
 
     async def forget(self, tokens: Iterable[Token]) -> None:
         """Drops what is known of tokens that are gone. Raises StoreError."""
-        keys = [self._key(token) for token in tokens]
-        for key in keys:
-            self._seen.pop(key, None)
-            self._written_ms.pop(key, None)
+        keys = []
+        for token in tokens:
+            uid = token.metadata.uid
+            keys.append(self._keys.token_use(token.spec.user, uid))
+            self._seen.pop(uid, None)
+            self._written_ms.pop(uid, None)
         for first in range(0, len(keys), WRITES_AT_ONCE):
             await self._kv.txn([], [Delete(key) for key in keys[first : first + WRITES_AT_ONCE]])
-
-    def _key(self, token: Token) -> bytes:
-        return self._keys.token_use(token.spec.user, token.metadata.uid)
 
 
 def _use(seen_ms: int, address: str) -> TokenUse:

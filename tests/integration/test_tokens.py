@@ -144,6 +144,8 @@ def test_a_token_that_expires_is_out_within_a_minute(pwm: PwmCluster) -> None:
             assert "error: the token short of admin has expired at" in stream.err
     assert EXPIRED_LIMIT_S < PROMISE_S
     assert "EXPIRED" in pwm.ok("token", "ls")
+    again = pwm.ok("token", "create", "short", "-o", "name").strip()
+    assert ask(pwm, again, "whoami").returncode == 0, "its name is free again"
 
 
 def test_the_command_of_a_shell_that_was_put_out_has_ended(pwm: PwmCluster) -> None:

@@ -46,13 +46,16 @@ def login(invocation: Invocation, *, ca: str | None) -> int:
 
 def _where(invocation: Invocation) -> tuple[str, list[str], str]:
     """The profile to make or renew: its name, its servers, its certificates."""
+    import os
+
     from pwm.cli.http1 import Server
     from pwm.cli.profiles import DEFAULT_PROFILE, DEFAULT_SERVER, current_name, read_config, servers_of
 
     config = read_config(invocation.warn)
     name = invocation.profile_name or current_name(config) or DEFAULT_PROFILE
     entry = (config.get("api") or {}).get(name) or {}
-    given = [url for word in invocation.servers for url in word.split(",") if url]
+    words = invocation.servers or (os.environ.get("PWM_SERVER", ""),)
+    given = [url.strip() for word in words for url in word.split(",") if url.strip()]
     try:
         servers = [Server(url).url for url in given or servers_of(entry) or [DEFAULT_SERVER]]
     except ValueError as error:

@@ -83,7 +83,7 @@ class TokenService:
         self._check_whose(user, context)
         if user and user != context.principal.name:
             self._user(user)
-        found = [token for token in self._view.all("Token") if token.spec.user and user in ("", token.spec.user)]
+        found = [token for token in self._view.all("Token") if user in ("", token.spec.user) and self._is_owned(token)]
         found.sort(key=lambda token: (token.spec.user, token.metadata.created_at.ToNanoseconds()))
         uses = await self._uses.of(found, user=user)
         now_ms = self._clock.now_ms()
@@ -190,6 +190,11 @@ class TokenService:
             await self._view.wait_for(revision, timeout_s=CATCH_UP_TIMEOUT_S)
         except TimeoutError as error:
             raise unavailable("this replica lags behind the store", next_step="try again") from error
+
+    def _is_owned(self, token: Token) -> bool:
+        """Whether the user it was made for is there: not an agent's, nor of somebody who had the name before."""
+        user: User | None = self._view.by_name("User", token.spec.user) if token.spec.user else None
+        return user is not None and tokens.speaks_for(token, user)
 
     def _of(self, user: str) -> list[Token]:
         """All tokens in a user's name, also those of one who had the name before."""

@@ -184,6 +184,15 @@ def test_a_second_login_renews_the_profile_in_use(fresh: FakeServer, pwm: Pwm, s
     assert config["api"]["default"] == {"server": [fresh.url], "auth": {"token": other}}
 
 
+def test_the_servers_of_the_environment_are_those_of_the_new_profile(
+    fresh: FakeServer, pwm: Pwm, stdin: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PWM_SERVER", f"{fresh.url}, http://b:4700")
+    stdin(SECRET)
+    assert pwm("login").code == 0
+    assert read_config(pytest.fail)["api"]["default"]["server"] == [fresh.url, "http://b:4700"]
+
+
 def test_a_token_that_the_server_does_not_know_is_not_kept(fresh: FakeServer, pwm: Pwm, stdin: Any) -> None:
     fresh.on("GET", "/v1/whoami", (401, REVOKED))
     stdin(SECRET)

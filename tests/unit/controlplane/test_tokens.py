@@ -334,6 +334,26 @@ async def test_tokens_go_with_their_user_and_do_not_speak_for_the_next_one_of_th
     assert (await people.create()).entry.name == "token-1"
 
 
+async def test_a_user_with_as_many_tokens_as_one_can_have_is_deleted_in_one_piece(people: People) -> None:
+    for _ in range(MAX_LIVE_TOKENS):
+        await people.create()
+    await people.revoke(*(f"token-{number}" for number in range(1, MAX_LIVE_TOKENS + 1)))
+    made = [await people.create() for _ in range(MAX_LIVE_TOKENS)]
+    await people.delete_user("ann")
+    left = list(people.plane.view.all("Token"))
+    assert left, "more than a commit holds"
+    assert all(token.spec.revoked for token in left), "those that live go first"
+    await people.apply_user("ann")
+    assert await people.list() == [], "the next one of that name does not see them"
+    for one in made:
+        with pytest.raises(ApiError, match="not valid"):
+            await people.who(one.token)
+    nobody = Guard(KEYS.leader("cluster"), create_revision=0)
+    plane = people.plane
+    await forget(view=plane.view, commands=plane.commands, clock=people.clock, uses=people.uses, fence=nobody)
+    assert list(plane.view.all("Token")) == [], "the others are forgotten"
+
+
 async def test_a_token_that_was_made_while_its_user_was_deleted_is_worth_nothing(people: People) -> None:
     """Another replica decides on what it knows: the token may come after the deletion that did not see it."""
     former = people.plane.view.by_name("User", "ann")
