@@ -204,6 +204,7 @@ class Docker:
         troubles: list[EngineError] = []
         for container in containers:
             note(container["Labels"].get("pwm.uid", container["Id"]))
+        for container in containers:
             try:
                 asked.append(self._asked("POST", f"/containers/{container['Id']}/kill"))
             except EngineError as error:
@@ -290,6 +291,10 @@ def _kill(pid: int, started: int) -> None:
 # ---- the process
 
 
+class HeardAgain(Exception):
+    """While an engine took its time to answer, the agent was heard: nothing is to be ended any more."""
+
+
 class Watchdog:
     def __init__(self, settings: Settings) -> None:
         self._agent = settings.agent
@@ -299,6 +304,8 @@ class Watchdog:
         self._engines: list[Processes | Docker] = [Processes(Path(settings.processes))] if settings.processes else []
         self._engines.append(Docker(settings.docker, settings.labels))
         self._said: set[str] = set()
+        # The contact after which something is being ended.
+        self._ends_after_ms = 0
 
     def run(self) -> None:
         mark = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
@@ -317,6 +324,7 @@ class Watchdog:
             if not self._said:
                 silent_s = (now_ms - promise.heard_ms) / 1000
                 self._say(f"the agent was last heard {silent_s:.1f} s ago: ending what may start elsewhere")
+            self._ends_after_ms = promise.heard_ms
             has_ended = self._end()
             if has_ended and os.getppid() != self._agent:
                 self._say("nothing is left that may start elsewhere, nor an agent that could start it")
@@ -331,9 +339,13 @@ class Watchdog:
             except (EngineError, OSError) as error:
                 self._say(f"{error}; trying again until it works")
                 has_ended = False
+            except HeardAgain:
+                return False
         return has_ended
 
     def _note(self, uid: str) -> None:
+        if self._file.promise.heard_ms != self._ends_after_ms:
+            raise HeardAgain
         self._killed.add(uid)
         self._say(f"killing {uid}")
 

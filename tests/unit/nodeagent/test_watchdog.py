@@ -6,7 +6,7 @@ import os
 import signal
 import socketserver
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -29,7 +29,9 @@ from pwm.nodeagent.watchdog import (
     Killed,
     Promise,
     PromiseFile,
+    Settings,
     Watch,
+    Watchdog,
     elapsed_ms,
 )
 from tests.unit.nodeagent.fakes import FakeController, FakeDriver, RunningAgent, order, until
@@ -118,6 +120,7 @@ class FakeEngine(socketserver.ThreadingUnixStreamServer):
         self.running: dict[str, dict[str, str]] = {}
         self.answers: dict[str, int] = {}
         self.together = threading.Barrier(1)
+        self.on_listing: Callable[[], None] = lambda: None
         super().__init__(str(path), _Answer)
 
 
@@ -134,6 +137,7 @@ class _Answer(socketserver.StreamRequestHandler):
             running = self.server.running.items()
             found = [{"Id": name, "Labels": labels} for name, labels in running if wanted.items() <= labels.items()]
             body = json.dumps(found).encode()
+            self.server.on_listing()
         else:
             name = url.path.removeprefix("/containers/").removesuffix("/kill")
             assert (method, url.path) == ("POST", f"/containers/{name}/kill")
@@ -192,6 +196,26 @@ def test_an_engine_that_is_away_or_hangs_is_an_error(tmp_path: Path, monkeypatch
     # It listens, and nobody accepts.
     with FakeEngine(tmp_path / "hangs"), pytest.raises(EngineError, match="does not answer"):
         Docker(str(tmp_path / "hangs"), []).end(lambda uid: None)
+
+
+@pytest.mark.parametrize("heard", [True, False])
+def test_an_agent_that_is_heard_while_the_engine_takes_its_time_loses_nothing(
+    engine: FakeEngine, tmp_path: Path, heard: bool
+) -> None:
+    engine.running = {"id1": {**LABELS, "pwm.uid": "u1"}}
+    labels = [f"{name}={value}" for name, value in LABELS.items()]
+    agent = PromiseFile(tmp_path)
+    agent.keep(Promise(elapsed_ms() - DUE_MS, FENCE_MS, LOST_MS))
+
+    def listing() -> None:
+        if heard:
+            agent.keep(Promise(elapsed_ms(), FENCE_MS, LOST_MS))
+        # Another is on duty: this one leaves when it looks again.
+        agent.enter(0)
+
+    engine.on_listing = listing
+    Watchdog(Settings(str(tmp_path), os.getppid(), str(engine.server_address), labels, "")).run()
+    assert ("id1" in engine.running, "u1" in Killed(tmp_path)) == (heard, not heard)
 
 
 def test_containers_carry_the_label_by_which_they_are_found() -> None:
