@@ -17,14 +17,12 @@ import grpc
 
 from pwm.api.v1.common_pb2 import Reason
 from pwm.api.v1.services_pb2 import ApplyRequest, ApplyResponse, ApplyResult, Problem
-from pwm.api.v1.volume_pb2 import Volume
 from pwm.api.v1.workload_pb2 import Workload
 from pwm.controlplane.auth import Authorizer, Principal
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import Commands, NameInUse
 from pwm.controlplane.context import CallContext
 from pwm.controlplane.core.decide import Change, Refusal, apply_resource, apply_workload, replica_count
-from pwm.controlplane.core.kinds import Applied
 from pwm.controlplane.core.manifest import Parsed
 from pwm.controlplane.core.scheduling.cluster import Cluster
 from pwm.controlplane.core.scheduling.explain import explain
@@ -32,6 +30,7 @@ from pwm.controlplane.core.scheduling.plan import plan
 from pwm.controlplane.core.scheduling.queue import Waiting
 from pwm.controlplane.errors import ApiError
 from pwm.controlplane.services.manifests import locate, read_request
+from pwm.controlplane.services.using import check_use
 from pwm.controlplane.sight import Sight
 from pwm.controlplane.store.commits import ReceiptWrite
 from pwm.controlplane.store.errors import AlreadyAnswered
@@ -95,7 +94,7 @@ class Applier:
             self._authorizer.require(principal, verb="apply", kind=parsed.kind, group=message.metadata.group)
             sight = Sight(self._authorizer, principal)
             self._check_references(parsed, sight)
-            _check_use(parsed.message, sight, name=principal.name)
+            check_use(parsed.message, sight, name=principal.name)
             revision = await self._append(parsed, principal, result=result, dry_run=dry_run, receipt=receipt)
         except AlreadyAnswered as error:
             return ApplyResult.FromString(error.answer), error.revision
@@ -201,30 +200,6 @@ class Applier:
             started = len(planned.placements)
             some = f"{started} of {len(waiting)} would start now on {_few(nodes)}, the others " if started else ""
             result.prediction = f"{some}would wait: {reason}"
-
-
-def _check_use(message: Applied, sight: Sight, *, name: str) -> None:
-    """To use what is there is a verb of its own: a node to run on, a volume to mount, a storage to make one of."""
-    needed: list[tuple[str, str, str]] = []
-    if isinstance(message, Workload):
-        needed = [
-            (f"spec.volumes[{number}]", "Volume", mount.group or message.metadata.group)
-            for number, mount in enumerate(message.spec.volumes)
-        ]
-        needed.append(("spec", "Node", ""))
-    elif isinstance(message, Volume):
-        needed = [("spec.storage", "Storage", "")]
-    problems = [
-        Problem(
-            field=field,
-            message=f"{name} may not use {kind}" + (f" in group {group}" if group else ""),
-            next_step="ask an admin for the verb `use`; pwm whoami shows what you may",
-        )
-        for field, kind, group in needed
-        if not sight.may(kind, group=group, verb="use")
-    ]
-    if problems:
-        raise ApiError(grpc.StatusCode.PERMISSION_DENIED, problems[0].message, problems)
 
 
 def _receipt(principal: Principal, key: str, number: int) -> ReceiptWrite | None:

@@ -29,6 +29,7 @@ from pwm.controlplane.errors import ApiError, conflict, invalid, not_found
 from pwm.controlplane.services.exec import ExecBridge
 from pwm.controlplane.services.explaining import Explainer
 from pwm.controlplane.services.logs import LogReader
+from pwm.controlplane.services.using import check_use
 from pwm.controlplane.sight import Sight
 from pwm.controlplane.store.commits import ReceiptWrite
 from pwm.controlplane.store.errors import AlreadyAnswered
@@ -69,10 +70,13 @@ class WorkloadService:
     async def Scale(self, request: api.ScaleRequest, context: CallContext) -> api.ScaleResponse:
         if not 0 <= request.count <= MAX_REPLICAS:
             raise invalid(f"{request.count} replicas are not possible", next_step=f"choose 0 to {MAX_REPLICAS:,}")
+        if request.count:
+            self._check_use(request, context)
         revision, changed = await self._change(request, context, lambda w: scale_workload(w, request.count))
         return api.ScaleResponse(revision=revision, changed=changed)
 
     async def Restart(self, request: api.RestartRequest, context: CallContext) -> api.RestartResponse:
+        self._check_use(request, context)
         revision, _ = await self._change(
             request, context, lambda w: restart_workload(w, self._view.containers_of(w.metadata.uid))
         )
@@ -94,6 +98,10 @@ class WorkloadService:
         except Refusal as error:
             raise conflict(str(error), next_step=error.next_step) from error
         return outcome.revision, bool(outcome.changes)
+
+    def _check_use(self, request: Any, context: CallContext) -> None:
+        sight = Sight(self._authorizer, context.principal)
+        check_use(self._find(request, context), sight, name=context.principal.name)
 
     def _find(self, request: Any, context: CallContext) -> Workload:
         return find_workload(self._view, request.name, request.group or context.principal.default_group)

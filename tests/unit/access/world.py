@@ -33,9 +33,12 @@ from pwm.controlplane.store.memory import MemoryKV
 ACTOR = Actor(type=Actor.USER, name="nobody")
 OWN, OTHER = "vision", "hushgrp"
 # What belongs to the other group and to other people; by what it is.
-HIDDEN = {"group": OTHER, "workload": "hushwkl", "volume": "hushvol", "user": "hushusr", "role": "hushrol"}
+HIDDEN = {
+    "group": OTHER, "workload": "hushwkl", "volume": "hushvol", "secret": "hushsec", "user": "hushusr",
+    "role": "hushrol",
+}  # fmt: skip
 # As long, and there is none of them.
-NOWHERE = {"group": "nonegrp", "workload": "nonewkl", "volume": "nonevol", "user": "noneusr", "role": "nonerol"}
+NOWHERE = {what: name.replace("hush", "none") for what, name in HIDDEN.items()}
 ALL = "pwm.all"
 WAIT_S = 10.0
 
@@ -91,6 +94,11 @@ class World:
                     break
             return Answer(answer.status, text)
 
+    async def add_user(self, name: str, memberships: dict[str, Policy | str], *, active: bool = True) -> str:
+        """A user's token."""
+        await self.commit(new_resource("User", name, ev.UserApplied(spec=user_spec(memberships, active=active))))
+        return await _token(self, TokenSpec(user=name))
+
     async def commit(self, *changes: Change) -> None:
         for change in changes:
             await self.plane.commands.run(lambda change=change: [change], actor=ACTOR)  # type: ignore[misc]
@@ -127,22 +135,24 @@ async def a_world() -> AsyncIterator[World]:
 async def _populate(world: World) -> None:
     roles = {"everything": EVERYTHING, "watcher": {"Workload": ["get"]}, HIDDEN["role"]: {"Workload": ["get"]}}
     await world.commit(
-        *(_new("Zone", name, ev.ZoneApplied()) for name in ("default", "spare-zone")),
-        *(_new("Group", name, ev.GroupApplied()) for name in (OWN, OTHER, "admin", "pwm.resource", "spare-group")),
+        *(new_resource("Zone", name, ev.ZoneApplied()) for name in ("default", "spare-zone")),
         *(
-            _new("Role", name, ev.RoleApplied(spec=identity.RoleSpec(permission=_verbs(policy))))
+            new_resource("Group", name, ev.GroupApplied())
+            for name in (OWN, OTHER, "admin", "pwm.resource", "spare-group")
+        ),
+        *(
+            new_resource("Role", name, ev.RoleApplied(spec=identity.RoleSpec(permission=_verbs(policy))))
             for name, policy in roles.items()
         ),
-        _new("ResourceCredit", "A100", ev.ResourceCreditApplied()),
-        _new("Storage", "nas", ev.StorageApplied()),
-        _new("Node", "n1", _joined()),
-        *_group(OWN, "ownwkl", "ownvol", gpu="GPU-0"),
-        *_group(OTHER, HIDDEN["workload"], HIDDEN["volume"], gpu="GPU-1"),
-        _new("Volume", "dataset", ev.VolumeApplied(), group="pwm.resource"),
+        new_resource("ResourceCredit", "A100", ev.ResourceCreditApplied()),
+        new_resource("Storage", "nas", ev.StorageApplied()),
+        new_resource("Node", "n1", _joined()),
+        *_group(OWN, "ownwkl", "ownvol", "ownsec", gpu="GPU-0"),
+        *_group(OTHER, HIDDEN["workload"], HIDDEN["volume"], HIDDEN["secret"], gpu="GPU-1"),
+        new_resource("Volume", "dataset", ev.VolumeApplied(), group="pwm.resource"),
     )
     for caller, memberships in {**CALLERS, "inactive": CALLERS["admin"], HIDDEN["user"]: {OTHER: EVERYTHING}}.items():
-        await world.commit(_new("User", caller, ev.UserApplied(spec=_user(memberships, active=caller != "inactive"))))
-        world.tokens[caller] = await _token(world, TokenSpec(user=caller))
+        world.tokens[caller] = await world.add_user(caller, memberships, active=caller != "inactive")
     world.tokens |= {
         "anonymous": "",
         "invented": new_token(),
@@ -152,13 +162,13 @@ async def _populate(world: World) -> None:
     }
 
 
-def _new(kind: str, name: str, payload: Any, *, group: str = "") -> Change:
+def new_resource(kind: str, name: str, payload: Any, *, group: str = "") -> Change:
     return Change(kind, f"uid-{zlib.crc32(f'{kind}/{group}/{name}'.encode()):08x}", name, group, None, (payload,))
 
 
-def _group(group: str, workload: str, volume: str, *, gpu: str) -> list[Change]:
-    """A workload with a container that holds a GPU, and a volume."""
-    made = _new("Workload", workload, ev.WorkloadApplied(generation=1, first_attempt=1), group=group)
+def _group(group: str, workload: str, volume: str, secret: str, *, gpu: str) -> list[Change]:
+    """A workload with a container that holds a GPU, a volume and a secret."""
+    made = new_resource("Workload", workload, ev.WorkloadApplied(generation=1, first_attempt=1), group=group)
     placed = ev.ContainerPlaced(
         spec=ContainerSpec(
             workload=workload, workload_uid=made.uid, replica=0, attempt=1, generation=1, node="n1", gpu_uuids=[gpu]
@@ -166,7 +176,12 @@ def _group(group: str, workload: str, volume: str, *, gpu: str) -> list[Change]:
     )
     running = ev.ContainerReported(phase=ContainerStatus.RUNNING)
     container = Change("Container", f"{made.uid}.0.1", f"{workload}.0.1", group, None, (placed, running))
-    return [made, container, _new("Volume", volume, ev.VolumeApplied(), group=group)]
+    return [
+        made,
+        container,
+        new_resource("Volume", volume, ev.VolumeApplied(), group=group),
+        new_resource("Secret", secret, ev.SecretApplied(keys=["password"]), group=group),
+    ]
 
 
 def _joined() -> ev.NodeJoined:
@@ -180,7 +195,7 @@ def _verbs(policy: Policy) -> dict[str, identity.Verbs]:
     return {kind: identity.Verbs(verbs=verbs) for kind, verbs in policy.items()}
 
 
-def _user(memberships: dict[str, Policy | str], *, active: bool) -> identity.UserSpec:
+def user_spec(memberships: dict[str, Policy | str], *, active: bool = True) -> identity.UserSpec:
     spec = identity.UserSpec(active=active)
     for group, policy in memberships.items():
         if isinstance(policy, str):

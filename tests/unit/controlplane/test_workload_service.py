@@ -2,16 +2,23 @@
 
 from typing import Any
 
+import pytest
+
 from pwm.api.v1 import events_pb2 as ev
 from pwm.api.v1 import services_pb2 as api
 from pwm.api.v1.identity_pb2 import User
-from pwm.controlplane.auth import Principal
+from pwm.controlplane.auth import Authorizer, Principal
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.context import CallContext
 from pwm.controlplane.core.decide import Change
 from pwm.controlplane.services.resources import ResourceService
 from pwm.controlplane.services.workloads import WorkloadService
-from tests.unit.controlplane.conftest import ACTOR, Plane
+from tests.unit.controlplane.conftest import ACTOR, Plane, add_user
+
+
+@pytest.fixture(autouse=True)
+async def ann(plane: Plane) -> None:
+    await add_user(plane, "ann", {})
 
 
 async def test_a_retried_restart_restarts_once(plane: Plane) -> None:
@@ -23,17 +30,12 @@ async def test_a_retried_restart_restarts_once(plane: Plane) -> None:
         explainer=unused,
         logs=unused,
         bridge=unused,
-        authorizer=unused,
+        authorizer=Authorizer(plane.view),
     )
-    user = User()
-    user.metadata.name = "ann"
     new = Change("Workload", "w", "train", "g", None, (ev.WorkloadApplied(generation=1, first_attempt=1),))
     await plane.commands.run(lambda: [new], actor=ACTOR)
     request = api.RestartRequest(name="train", group="g")
-    first, again, other = [
-        await service.Restart(request, CallContext(principal=Principal(user=user), idempotency_key=key))
-        for key in ("k1", "k1", "k2")
-    ]
+    first, again, other = [await service.Restart(request, by_ann(key)) for key in ("k1", "k1", "k2")]
     assert again.revision == first.revision
     assert other.revision > first.revision
     workload = plane.view.by_name("Workload", "train", group="g")
@@ -82,5 +84,5 @@ async def create(plane: Plane, uid: str) -> None:
 
 def by_ann(key: str) -> CallContext:
     user = User()
-    user.metadata.name = "ann"
+    user.metadata.name, user.metadata.uid = "ann", "uid-ann"
     return CallContext(principal=Principal(user=user), idempotency_key=key)
