@@ -177,6 +177,11 @@ class TokenService:
 
     def _created(self, secret: str, revision: int, context: CallContext) -> api.CreateTokenResponse:
         token = self._view.get("Token", token_uid(secret))
+        if token is None and self._view.revision < revision:
+            raise unavailable(
+                "the token was made, but this replica lags behind the store",
+                next_step="try again, with the same Idempotency-Key",
+            )
         if token is None:
             raise conflict(
                 "the token was made, and ended at once by somebody else",

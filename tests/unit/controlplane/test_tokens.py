@@ -1,7 +1,7 @@
 """Tokens of users: made, listed, used, ended, and never to be found anywhere."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import grpc
@@ -12,6 +12,7 @@ from pwm.api.v1 import events_pb2 as ev
 from pwm.api.v1 import services_pb2 as api
 from pwm.api.v1.identity_pb2 import RoleSpec, TokenSpec, UserSpec, Verbs
 from pwm.api.v1.services_pb2 import TokenEntry
+from pwm.controlplane import commands
 from pwm.controlplane.auth import Authenticator, Authorizer, Principal, token_uid
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import Commands, timestamp
@@ -50,11 +51,14 @@ class People:
         self.clock = Tomorrow()
         self.uses = TokenUses(plane.kv, keys=KEYS, clock=self.clock)
         self.authenticator = Authenticator(view=plane.view, clock=self.clock, note_use=self.uses.note)
-        commands = Commands(store=plane.store, view=plane.view, clock=self.clock)
         self.service = TokenService(
-            view=plane.view, commands=commands, authorizer=Authorizer(plane.view), clock=self.clock,
-            uses=self.uses, stale_since_ms=lambda: 0,
-        )  # fmt: skip
+            view=plane.view,
+            commands=Commands(store=plane.store, view=plane.view, clock=self.clock),
+            authorizer=Authorizer(plane.view),
+            clock=self.clock,
+            uses=self.uses,
+            stale_since_ms=lambda: 0,
+        )
 
     async def apply_user(self, name: str, *, active: bool = True, role: str = "") -> None:
         spec = UserSpec(active=active)
@@ -216,6 +220,25 @@ async def test_a_repeated_request_gets_a_token_that_works_and_leaves_one(people:
     with pytest.raises(ApiError, match="shown only once"):
         await people.create(name="ci", lifetime=HOUR, key="k1")
     assert await people.who(again.token) == "ann", "which may be in use, and is left alone"
+
+
+async def test_a_replica_that_lags_behind_says_so_and_the_request_can_be_repeated(
+    people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = people.plane.view
+    apply, advance, held = view.apply, view.advance, list[Callable[[], None]]()
+    with monkeypatch.context() as patched:
+        patched.setattr(view, "apply", lambda event, revision: held.append(lambda: apply(event, revision)))
+        patched.setattr(view, "advance", lambda revision: held.append(lambda: advance(revision)))
+        patched.setattr(commands, "READ_BACK_TIMEOUT_S", 0.05)
+        with pytest.raises(ApiError) as error:
+            await people.create(name="ci", key="k1")
+        assert refusal(error)[0] is grpc.StatusCode.UNAVAILABLE
+    for late in held:
+        late()
+    again = await people.create(name="ci", key="k1")
+    assert await people.who(again.token) == "ann"
+    assert [entry.state for entry in await people.list()] == [TokenEntry.REVOKED, TokenEntry.LIVE]
 
 
 async def test_who_may_no_longer_make_tokens_for_others_gets_none_by_repeating(people: People) -> None:
