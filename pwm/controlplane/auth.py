@@ -25,6 +25,9 @@ from pwm.controlplane.errors import ApiError, refused, unavailable
 from pwm.controlplane.view import View, ViewChange
 
 TOKEN_PREFIX = "pwm_"
+FOR_EVER_MS = 1 << 62
+# Tokens of which it is known whom they speak for: more than are in use at once, and no more than a few megabytes.
+MOST_KNOWN = 10_000
 # Decisions kept of one user: callers choose the names of groups that they ask about.
 MOST_DECIDED = 1_000
 # A caller waits so long for a log that is being read anew, which takes a second where there are 100,000 streams.
@@ -82,6 +85,8 @@ class Authenticator:
         self._view = view
         self._clock = clock
         self._note_use = note_use
+        # Whom each token was found to be good for, by its uid, and until when.
+        self._known: dict[str, tuple[Principal, int]] = {}
 
     async def user(self, token: str | None, peer: str) -> Principal:
         """The principal of a user's token; without a token the anonymous one.
@@ -92,9 +97,26 @@ class Authenticator:
             return ANONYMOUS
         if not self._view.synced:
             await self._reading_is_over()
-        found: Token | None = self._view.get("Token", token_uid(token))
+        uid = token_uid(token)
+        found: Token | None = self._view.get("Token", uid)
         if found is None or not found.spec.user:
             raise _invalid("this token is not valid")
+        principal, until_ms = self._known.get(uid, (ANONYMOUS, 0))
+        # Messages of the view are never changed, only replaced: the same ones mean the same.
+        if (
+            principal.token is not found
+            or self._view.by_name("User", principal.name) is not principal.user
+            or self._clock.now_ms() >= until_ms
+        ):
+            principal, until_ms = self._look(found)
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+            self._known[uid] = principal, until_ms
+        self._note_use(found, peer)
+        return principal
+
+    def _look(self, found: Token) -> tuple[Principal, int]:
+        """Who a user's token speaks for, and until when. Raises ApiError UNAUTHENTICATED."""
         user: User | None = self._view.by_name("User", found.spec.user)
         if user is None or not speaks_for(found, user):
             raise _invalid(f"there is no user {found.spec.user} any more, whose token this was")
@@ -110,8 +132,8 @@ class Authenticator:
                 f"user {user.metadata.name} is deactivated",
                 next_step="ask an admin; the token works again as soon as the user is active",
             )
-        self._note_use(found, peer)
-        return Principal(user=user, token=found)
+        until_ms = found.spec.expires_at.ToMilliseconds() if found.spec.HasField("expires_at") else FOR_EVER_MS
+        return Principal(user=user, token=found), until_ms
 
     async def _reading_is_over(self) -> None:
         """While the log is read anew, nobody is known and everybody must not be sent away for it."""
