@@ -19,15 +19,16 @@ REVOKED = {"code": 16, "message": "the token ci of ann has been revoked", "detai
 
 
 def stamp(in_s: float) -> str:
+    """Days away, so that it stays the same however long the tests before take."""
     return datetime.fromtimestamp(time.time() + in_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 TOKENS: list[dict[str, Any]] = [
     {"id": "0123456789ab", "name": "laptop", "user": "ann", "state": "LIVE", "createdAt": stamp(-3 * 86400),
-     "createdBy": {"type": "USER", "name": "root"}, "expiresAt": stamp(5 * 86400 + 60), "lastUsedAt": stamp(-1215),
+     "createdBy": {"type": "USER", "name": "root"}, "expiresAt": stamp(5 * 86400 + 3000), "lastUsedAt": stamp(-86400),
      "lastUsedFrom": "10.0.0.7", "description": "on my desk", "current": True},
     {"id": "1123456789ab", "name": "ci", "user": "ann", "state": "REVOKED", "createdAt": stamp(-3 * 86400),
-     "createdBy": {"type": "CONTROLLER", "name": "bootstrap"}, "revokedAt": stamp(-3 * 3600)},
+     "createdBy": {"type": "CONTROLLER", "name": "bootstrap"}, "revokedAt": stamp(-2 * 86400)},
     {"id": "2123456789ab", "name": "old", "user": "ann", "state": "EXPIRED", "createdAt": stamp(-9 * 86400),
      "expiresAt": stamp(-2 * 86400)},
     {"id": "3123456789ab", "name": "robot", "user": "bob", "state": "LIVE", "createdAt": stamp(-60)},
@@ -79,8 +80,8 @@ def test_a_list_says_of_each_what_it_is_worth(server: FakeServer, pwm: Pwm) -> N
     rows = [[cell.strip() for cell in line if cell] for line in lines]
     assert rows == [
         ["NAME", "ID", "STATUS", "AGE", "EXPIRES", "LAST USED"],
-        ["laptop (this one)", "0123456789ab", "LIVE", "3d", "in 5d", "20m ago"],
-        ["ci", "1123456789ab", "REVOKED", "3d", "revoked 3h ago", "never"],
+        ["laptop (this one)", "0123456789ab", "LIVE", "3d", "in 5d", "1d ago"],
+        ["ci", "1123456789ab", "REVOKED", "3d", "revoked 2d ago", "never"],
         ["old", "2123456789ab", "EXPIRED", "9d", "2d ago", "never"],
     ]
     wide = pwm("token", "ls", "-o", "wide").lines
