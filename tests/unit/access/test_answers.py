@@ -11,7 +11,7 @@ from pwm.api.v1.agent_pb2 import NodeUsage
 from pwm.api.v1.node_pb2 import NodeStatus
 from pwm.api.v1.workload_pb2 import WorkloadSpec
 from pwm.controlplane.core.decide import Change
-from tests.unit.access.test_matrix import holds
+from tests.unit.access.test_matrix import holds, of_nothing
 from tests.unit.access.world import (
     ALL,
     CALLERS,
@@ -63,6 +63,44 @@ async def test_who_is_taken_out_of_a_group_hears_no_more_of_it_in_open_streams(p
                 new_resource("Workload", "own-second", ev.WorkloadApplied(), group=OWN),
             )
             assert b"hush-second" not in await read_until(stream, b"own-second")
+
+
+SEARCHES: list[tuple[str, dict[str, str]]] = [
+    ("/v1/resources/Workload", {"names": HIDDEN["workload"]}),
+    ("/v1/resources/Workload", {"names": HIDDEN["workload"], "group": OTHER}),
+    ("/v1/resources/Workload", {"selector": "team=hushlab"}),
+    ("/v1/resources/Container", {"workload": HIDDEN["workload"]}),
+    ("/v1/resources/Volume", {"names": HIDDEN["volume"]}),
+    ("/v1/resources/User", {"names": HIDDEN["user"]}),
+    ("/v1/resources/Role", {"names": HIDDEN["role"]}),
+    ("/v1/resources/Group", {"names": OTHER}),
+    ("/v1/watch/Workload", {"names": HIDDEN["workload"]}),
+    ("/v1/watch/Workload", {"after_revision": "3"}),
+    ("/v1/watch/Event", {}),
+    ("/v1/events", {"kind": "Workload", "name": HIDDEN["workload"], "group": OTHER}),
+    ("/v1/events", {"kind": "User", "name": HIDDEN["user"]}),
+    ("/v1/events", {"after_revision": "3"}),
+]
+
+
+@pytest.mark.parametrize("caller", ["member", "owner", "keeper", "stranger"])
+async def test_searches_find_nothing_hidden_and_answer_as_if_it_was_not_there(caller: str) -> None:
+    async with a_world() as world:
+        labelled = ev.WorkloadApplied(labels={"team": "hushlab"})
+        await world.commit(gone := new_resource("Workload", "hush-gone", labelled, group=OTHER))
+        await world.commit(new_resource("Workload", "hush-here", labelled, group=OTHER))
+        state = world.plane.view.get("Workload", gone.uid)
+        await world.commit(Change("Workload", gone.uid, gone.name, OTHER, state, (ev.Removed(),)))
+        for path, query in SEARCHES:
+            found = await world.ask(caller, "GET", path, query={"all_groups": "true", **query})
+            nothing = await world.ask(caller, "GET", path, query={"all_groups": "true", **of_nothing(query)})
+            assert (found.status, of_nothing(found.body.decode())) == (nothing.status, nothing.body.decode())
+            said = " ".join(query.values())
+            assert [
+                name for name in ("hush-", *HIDDEN.values()) if name in found.body.decode() and name not in said
+            ] == []
+            seen = await world.ask("admin", "GET", path, query={"all_groups": "true", **query})
+            assert b"hush" in seen.body, "there is nothing to be found"
 
 
 async def test_a_change_of_a_role_counts_at_once() -> None:

@@ -283,7 +283,7 @@ async def test_each_caller_is_let_in_where_it_may_and_reads_nothing_of_others(ca
             request = cell.request(caller)
             where = f"{cell.rpc} {cell.kind} {request['path']} {dict(request['query'])} {cell.body or ''}"
             twin = None
-            if cell.hidden and cell.method == "GET" and not expected(caller, cell):
+            if cell.hidden and not expected(caller, cell):
                 twin = await world.ask(caller, cell.method, **{key: of_nothing(part) for key, part in request.items()})
             answer = await world.ask(caller, cell.method, **request)
             seen += 1

@@ -1,0 +1,113 @@
+"""What it costs to know who calls and what they may see: `GET` of one resource, with all checks and without any.
+
+Both servers are real: gateway, services, and a view with workloads in it. In one of them every token is taken for a
+certain user's, nobody asks whether he may, and every item is shown. As in bench_gateway.py the servers run in processes
+of their own, the same load generator drives them in turns, and each pair of neighbouring runs gives one ratio, of
+requests per second of the server's processor time: what else the machine does touches that less than the clock.
+
+    python bench/bench_access.py [--rounds 30] [--seconds 0.5] [--connections 16]
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import uvloop
+from prometheus_client import CollectorRegistry
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.bench_gateway import TOKEN, Server, load, workload
+from bench.paired import paired, save
+from pwm.api.v1.identity_pb2 import Token, User
+from pwm.controlplane.auth import Principal, token_uid
+from pwm.controlplane.clock import Clock
+from pwm.controlplane.gateway import Gateway
+from pwm.controlplane.plane import ControlPlane
+from pwm.controlplane.store.keys import Keys
+from pwm.controlplane.store.memory import MemoryKV
+
+WORKLOADS = 1_000
+TARGET = 0.95
+
+
+def filled() -> ControlPlane:
+    """A user with a token, and workloads in his group."""
+    plane = ControlPlane(kv=MemoryKV(), keys=Keys(b"/b/"), replica="bench", address="http://127.0.0.1", clock=Clock())
+    user = User()
+    user.metadata.name, user.metadata.uid = "ann", "u"
+    user.spec.groups.add(name="users").policy["Workload"].verbs.append("logs")
+    user.spec.groups.add(name="vision").policy["Workload"].verbs.extend(["apply", "get"])
+    token = Token()
+    token.metadata.uid = token.metadata.name = token_uid(TOKEN)
+    token.spec.user = "ann"
+    plane.view.load("User", "u", state=user.SerializeToString(), revision=1)
+    plane.view.load("Token", token.metadata.uid, state=token.SerializeToString(), revision=1)
+    for number in range(WORKLOADS):
+        made = workload(number)
+        made.metadata.uid = f"w{number}"
+        plane.view.load("Workload", made.metadata.uid, state=made.SerializeToString(), revision=1)
+    plane.view.loaded(1)
+    return plane
+
+
+async def start_checked(body: bytes) -> int:
+    plane = filled()
+    return await start(plane, plane.authenticator.user, plane.authorizer.check_call)
+
+
+async def start_unchecked(body: bytes) -> int:
+    plane = filled()
+    ann = Principal(user=plane.view.by_name("User", "ann"))
+
+    async def authenticate(token: str | None, peer: str) -> Principal:
+        return ann
+
+    class Everything:
+        def __init__(self, *given: object) -> None:
+            pass
+
+        def of(self, kind: str, item: Any) -> Any:
+            return item
+
+    sys.modules["pwm.controlplane.services.resources"].Sight = Everything  # type: ignore[attr-defined]
+    return await start(plane, authenticate, lambda *given: None)
+
+
+async def start(plane: ControlPlane, authenticate: Any, authorize: Any) -> int:
+    gateway = Gateway(
+        services=plane.services(),
+        authenticate=authenticate,
+        authorize=authorize,
+        health=plane.health,
+        registry=CollectorRegistry(),
+        title="PWM",
+        version="0",
+    )
+    return await gateway.start("127.0.0.1", 0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--seconds", type=float, default=0.5)
+    parser.add_argument("--connections", type=int, default=16)
+    options = parser.parse_args()
+    servers = [Server(start_checked), Server(start_unchecked)]
+    try:
+
+        def rate(server: Server) -> float:
+            return uvloop.run(load(server, connections=options.connections, seconds=options.seconds))[1]
+
+        checked, unchecked = servers
+        ratio = paired(lambda: rate(checked), lambda: rate(unchecked), pairs=options.rounds)
+    finally:
+        for server in servers:
+            server.stop()
+    print(ratio.line("GET of a resource, checked against unchecked", target=f">= {TARGET}", unit="requests/s of CPU"))
+    save("access", {"get": ratio.record(f">= {TARGET}")})
+
+
+if __name__ == "__main__":
+    main()
