@@ -241,7 +241,8 @@ class Authorizer:
             what = f" {name}" if name and kind in authz.OWN_KINDS else ""
             raise refused(
                 f"{principal.name} may not {verb} {kind}{what}{where}",
-                next_step="pwm whoami shows what you may; ask an admin for the verb, or name another group with -g",
+                next_step="pwm whoami shows what you may; ask an admin for the verb"
+                + (", or name another group with -g" if where else ""),
             )
 
     def may(self, principal: Principal, *, verb: str, kind: str, group: str = "", name: str = "") -> bool:
