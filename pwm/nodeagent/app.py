@@ -54,7 +54,7 @@ class Agent:
         host: Host | None = None,
         guard: Guard | None = None,
     ) -> None:
-        """`guard`: for what happens when this is killed or hangs; tests and the simulator do without."""
+        """`guard`: for what happens when this is killed or hangs; tests do without, and the simulator has its own."""
         self._config = config
         self._drivers = drivers
         self._host = host or Host(config)

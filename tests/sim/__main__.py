@@ -4,7 +4,9 @@ python -m tests.sim 17                                   replay one, and tell ev
 python -m tests.sim 17 --faults 3,20 --commands 4        the same with these faults and commands only
 python -m tests.sim 0 1000                               many; those that fail are shrunk to such a line
 python -m tests.sim --seconds 300 | --total-faults 100000    as many as fit
+python -m tests.sim 0 1000 --more compact-all,kill-leader    half of the faults are of these kinds
 python -m tests.sim --hunt                               every planted bug: the first seed that finds it
+python -m tests.sim --hunt no-fence --sharp              with more of the faults that it takes
 """
 
 import argparse
@@ -38,13 +40,16 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.sim", description="Simulate PWM under faults.")
     parser.add_argument("first", type=int, nargs="?")
     parser.add_argument("last", type=int, nargs="?")
+    parser.add_argument("--seeds", type=_numbers, help="these, instead of all from FIRST on")
     parser.add_argument("--faults", type=_numbers, help="only these, by number")
     parser.add_argument("--commands", type=_numbers, help="only these, by number")
     parser.add_argument("--plant", help="with this bug planted")
+    parser.add_argument("--more", type=_kinds, default=(), help="kinds of faults that make up half of all")
     parser.add_argument("--seconds", type=float, help="until so much time has passed")
     parser.add_argument("--total-faults", type=int, help="until so many faults have struck")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--hunt", nargs="?", const="", help="look for planted bugs (or one), from seed FIRST on")
+    parser.add_argument("--sharp", action="store_true", help="hunt each bug with more of the faults that it takes")
     parser.add_argument("--json", action="store_true", help="one line of JSON for each seed")
     parser.add_argument("--no-shrink", action="store_true")
     return parser.parse_args()
@@ -52,6 +57,15 @@ def _parse() -> argparse.Namespace:
 
 def _numbers(text: str) -> list[int]:
     return [] if text == "none" else [int(part) for part in text.split(",")]
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    from tests.sim.faults import KINDS
+
+    names = tuple(text.split(","))
+    if unknown := [name for name in names if name not in KINDS]:
+        raise argparse.ArgumentTypeError(f"no such kind: {unknown[0]}; there are {', '.join(KINDS)}")
+    return names
 
 
 def _text(numbers: list[int]) -> str:
@@ -65,13 +79,18 @@ def _quiet() -> None:
 
 
 def _replay(given: argparse.Namespace) -> int:
-    outcome = runner.run(given.first, only=given.faults, commands=given.commands, plant=given.plant, verbose=True)
+    outcome = runner.run(
+        given.first, only=given.faults, commands=given.commands, more=given.more, plant=given.plant, verbose=True
+    )
     print(outcome.trace or outcome)
     print(outcome.error or f"seed {given.first} went well")
     return 1 if outcome.error else 0
 
 
 def _seeds(given: argparse.Namespace, struck: list[int]) -> Iterator[int]:
+    if given.seeds is not None:
+        yield from given.seeds
+        return
     started = time.monotonic()
     stop = given.last if given.last is not None else sys.maxsize
     for seed in itertools.takewhile(lambda s: s < stop, itertools.count(given.first or 0)):
@@ -84,7 +103,8 @@ def _seeds(given: argparse.Namespace, struck: list[int]) -> Iterator[int]:
 
 def _many(given: argparse.Namespace) -> int:
     started, count, struck, failed = time.monotonic(), 0, [0], []
-    for outcome in runner.run_many(_seeds(given, struck), workers=given.workers, plant=given.plant):
+    options = {"more": given.more, "plant": given.plant}
+    for outcome in runner.run_many(_seeds(given, struck), workers=given.workers, **options):
         count += 1
         struck[0] += outcome.faults
         if given.json:
@@ -94,9 +114,10 @@ def _many(given: argparse.Namespace) -> int:
             print(f"seed {outcome.seed} failed: {outcome.error}", file=sys.stderr, flush=True)
     seconds = time.monotonic() - started
     for outcome in [] if given.no_shrink else failed[:5]:
-        only, commands, last = runner.shrink(outcome, plant=given.plant)
+        only, commands, last = runner.shrink(outcome, **options)
+        more = f" --more {','.join(given.more)}" if given.more else ""
         plant = f" --plant {given.plant}" if given.plant else ""
-        print(f"python -m tests.sim {outcome.seed} --faults {_text(only)} --commands {_text(commands)}{plant}")
+        print(f"python -m tests.sim {outcome.seed} --faults {_text(only)} --commands {_text(commands)}{more}{plant}")
         print(f"    {last.error}")
     rate = count / seconds * 60
     print(
@@ -109,25 +130,32 @@ def _many(given: argparse.Namespace) -> int:
 
 def _hunt(given: argparse.Namespace) -> int:
     """A seed that fails without the bug as well does not count."""
-    from tests.sim.planted import BUGS, SEEDS_AT_MOST
+    from tests.sim.planted import BUGS, SEEDS_AT_MOST, Bug
 
-    missed, failing_anyway = 0, dict[int, bool]()
+    missed, failing_anyway = 0, dict[tuple[int, tuple[str, ...]], bool]()
 
     def is_found(outcome: runner.Outcome) -> bool:
         if not outcome.error:
             return False
         if outcome.invariant in ("MovedOn", runner.DIED):
             raise SystemExit(f"{bug.name} cannot be planted any more: {outcome.error}")
-        if outcome.seed not in failing_anyway:
-            failing_anyway[outcome.seed] = bool(runner.run(outcome.seed).error)
-        return not failing_anyway[outcome.seed]
+        key = outcome.seed, more
+        if key not in failing_anyway:
+            failing_anyway[key] = bool(runner.run(outcome.seed, more=more).error)
+        return not failing_anyway[key]
 
     first = given.first or 0
     seeds = range(first, given.last if given.last is not None else first + SEEDS_AT_MOST)
+
+    def order(bug: Bug) -> Iterator[int]:
+        known = [bug.seed] if given.sharp else []
+        return itertools.chain(known, (seed for seed in seeds if seed not in known))
+
     for bug in BUGS.values():
         if given.hunt and bug.name not in given.hunt.split(","):
             continue
-        outcomes = runner.run_many(iter(seeds), workers=given.workers, plant=bug.name)
+        more = bug.more if given.sharp else given.more
+        outcomes = runner.run_many(order(bug), workers=given.workers, more=more, plant=bug.name)
         found = next((outcome for outcome in outcomes if is_found(outcome)), None)
         missed += found is None
         said = "not found" if found is None else f"seed {found.seed:4}  {found.error[:140]}"

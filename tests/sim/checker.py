@@ -84,8 +84,10 @@ class Checker(Witness):
         self.steps = 0
         self.digest = hashlib.sha256()
         self.acknowledgements = 0
-        # Replicas that ran twice because an agent was not there to keep its promise.
+        # Replicas that ran twice because nobody was there to keep an agent's promise.
         self.excused = 0
+        # Containers that watchdogs have ended.
+        self.watchdog_ended = 0
         # While somebody looks whether all is settled, an invariant that does not hold is only an answer.
         self._settling = False
         self._restarts = Counter[str]()
@@ -268,6 +270,14 @@ class Checker(Witness):
         fenced = (box for box in machine.boxes.values() if box.spec.on_node_lost == WorkloadSpec.reschedule)
         self._fenced.update(box.uid for box in fenced)
 
+    def watchdog_ends(self, machine: Machine, boxes: list[Box]) -> None:
+        """The machine's agent has not been heard for so long that its watchdog ends these."""
+        unanswered_s = self.now_s - self._answered_s.get(machine.name, 0.0)
+        cut_off = unanswered_s >= self._times.self_fence_ms / 1000 * DRIFT
+        self._must(cut_off, "I8", f"the watchdog of {machine.name} acts {unanswered_s:.1f} s after it was answered")
+        self.watchdog_ended += len(boxes)
+        self._fenced.update(box.uid for box in boxes)
+
     def epoch(self, machine: Machine, epoch: int) -> None:
         """The machine's agent has begun a session of this epoch."""
         before = self._epochs.get(machine.name, 0)
@@ -295,8 +305,9 @@ class Checker(Witness):
     def started(self, machine: Machine, box: Box) -> None:
         self._say(machine, "started", box)
         if (other := self._running.get(box.replica)) is not None:
-            # An agent that is stopped, or has lost its engine, cannot end anything; nobody can promise that for it.
-            excused = other[0].able_for_s() < self._times.lost_after_ms / 1000
+            # Where neither agent nor watchdog was there, or no engine, nobody could end anything.
+            unkept = min(m.kept_for_s() for m in (machine, other[0])) < self._times.lost_after_ms / 1000
+            excused = unkept and not other[0].has_left
             what = f"{box.uid} starts on {machine.name}, {other[1].uid} still runs on {other[0].name}"
             self._must(excused and other[0] is not machine, "I3", what)
             self.excused += 1

@@ -28,6 +28,7 @@ from pwm.nodeagent.drivers.driver import (
     Started,
 )
 from pwm.nodeagent.journal import Journal
+from pwm.nodeagent.watchdog import Promise
 from tests.sim.loop import Handle
 from tests.sim.network import Host, Network, Process
 
@@ -36,7 +37,7 @@ GIB = 1 << 30
 NS = 1_000_000_000
 # How long the driver waits for an engine that hangs.
 ENGINE_TIMEOUT_S = 8.0
-# The agent's journal is safe from a power cut this long after it was written.
+# The agent's journal is written to disk so often, and takes up to as long again to be safe from a power cut there.
 DISK_SYNC_S = 4.0
 
 
@@ -97,7 +98,16 @@ class Machine(Host):
         self.hangs = 0
         self.boots = 0
         self.agent: Any = None
-        self.epoch = 0
+        # Its watchdogs that live; what they share with the agent, as files: who is on duty, and what was killed.
+        self.watchdogs: list[Any] = []
+        self.watchdogs_made = 0
+        self.on_duty = 0
+        self.promise = Promise()
+        self.killed: set[str] = set()
+        # The agent was stopped in good order, and the control plane knows that it promises nothing.
+        self.has_left = False
+        self._was_kept = False
+        self._unkept_s = 0.0
         self.booted_s = -100.0
         self._seed = seed
         self._witness = witness
@@ -105,7 +115,9 @@ class Machine(Host):
         self._shape = (gpus, cpus)
         self._disk = sqlite3.connect(self._journal_name(), uri=True, isolation_level=None)
         self._synced: list[tuple[float, bytes]] = []
-        self._on_back: list[tuple[Process, Callable[[], None]]] = []
+        # What happens once the engine is back: as a process, or as the engine itself.
+        self._on_back: list[tuple[Process | None, Callable[[], None]]] = []
+        self.universe.later(DISK_SYNC_S, self._keep_disk)
 
     def inventory(self) -> Inventory:
         _, cpus = self._shape
@@ -138,15 +150,29 @@ class Machine(Host):
             clock_ms=lambda: self.now_ms(self.universe),
         )
 
-    def keep_disk(self) -> None:
+    def _keep_disk(self) -> None:
         """Remember what would survive a power cut some seconds from now."""
-        self._synced.append((self.universe.now_s + DISK_SYNC_S * self.rng.random(), self._disk.serialize()))
+        if self.up:
+            kept = self.universe.now_s + DISK_SYNC_S * self.rng.random(), self._disk.serialize()
+            self._synced = [*self._synced[-2:], kept]
+        self.universe.later(DISK_SYNC_S, self._keep_disk)
 
-    def able_for_s(self) -> float:
-        """For how long the agent and its engine have been there to do what the agent has promised."""
-        if not self.agent.running or self.away or self.hangs:
-            return 0.0
-        return self.universe.now_s - self.disturbed_s
+    def _is_kept(self) -> bool:
+        """Whether anybody is there who can do what was promised: an engine, and the agent or its watchdog."""
+        engine = self.up and not self.away and not self.hangs
+        return engine and (self.agent.running or any(watchdog.running for watchdog in self.watchdogs))
+
+    def disturbed(self) -> None:
+        if self.agent is None:
+            return
+        is_kept = self._is_kept()
+        if not is_kept or not self._was_kept:
+            self._unkept_s = self.universe.now_s
+        self._was_kept = is_kept
+
+    def kept_for_s(self) -> float:
+        """For how long somebody has been there, without a break."""
+        return self.universe.now_s - self._unkept_s if self._is_kept() else 0.0
 
     # ---- the engine's own doings
 
@@ -201,7 +227,7 @@ class Machine(Host):
     def _tell(self, box: Box) -> None:
         """The engine's event, to whoever waits; an engine that is away tells when it is back."""
         if self.away or self.hangs:
-            self._on_back.append((None, lambda: self._tell(box)))  # type: ignore[arg-type]
+            self._on_back.append((None, lambda: self._tell(box)))
             return
         waiting, box.waiting = box.waiting, []
         for process, wake in waiting:
@@ -214,7 +240,7 @@ class Machine(Host):
 
     def trouble(self, kind: str, begin: bool) -> None:
         setattr(self, kind, getattr(self, kind) + (1 if begin else -1))
-        self.disturbed_s = self.universe.now_s
+        self.disturbed()
         if not self.away and not self.hangs:
             back, self._on_back = self._on_back, []
             for process, wake in back:
@@ -223,12 +249,14 @@ class Machine(Host):
                 else:
                     self.universe.at(self.universe.now_s, process.loop, wake)
 
-    def when_back(self, process: Process, wake: Callable[[], None]) -> None:
+    def when_back(self, process: Process | None, wake: Callable[[], None]) -> None:
         self._on_back.append((process, wake))
 
     def power_cut(self) -> None:
         """Every box ends with the machine; the journal goes back to what the disk surely had."""
         self.up = False
+        for watchdog in self.watchdogs:
+            watchdog.kill(power_cut=True)
         for box in list(self.boxes.values()):
             self._end(box, 255)
             box.waiting.clear()
@@ -304,14 +332,39 @@ class SimDriver:
         return box.runtime_id
 
     async def start(self, uid: str) -> Started:
-        await self._ask(self._rng.choice([0.01, 0.3, 2.0]))
-        box = self._box(uid)
-        if box.runtime is Runtime.CREATED:
-            if box.spec.image.startswith("broken"):
-                raise DriverError(Reason.ERROR_STARTING_CONTAINER, "no such command in the image", exit_code=127)
-            self._machine.start(box)
+        if self._box(uid).runtime is Runtime.CREATED:
+            await self._let_start(uid)
         await self._ask()
         return Started(started_at_ns=self._machine.now_ns())
+
+    async def _let_start(self, uid: str) -> None:
+        """The engine takes its time, and does it although whoever has asked is frozen or dead by then."""
+        machine, box, done = self._machine, self._box(uid), asyncio.Event()
+        troubles: list[DriverError] = []
+
+        def start() -> None:
+            if machine.hangs:
+                machine.when_back(None, start)
+                return
+            if machine.away or not machine.up:
+                troubles.append(EngineUnreachable("the engine is away"))
+            elif machine.boxes.get(uid) is not box:
+                troubles.append(ContainerMissing())
+            elif box.spec.image.startswith("broken"):
+                said = "no such command in the image"
+                troubles.append(DriverError(Reason.ERROR_STARTING_CONTAINER, said, exit_code=127))
+            elif box.runtime is Runtime.CREATED:
+                machine.start(box)
+            machine.universe.at(machine.universe.now_s, self._process.loop, done.set)
+
+        machine.universe.later(self._rng.random() * self._rng.choice([0.01, 0.3, 2.0]), start)
+        try:
+            async with asyncio.timeout(ENGINE_TIMEOUT_S):
+                await done.wait()
+        except TimeoutError:
+            raise EngineUnreachable("the engine hangs") from None
+        if troubles:
+            raise troubles[0]
 
     async def wait(self, uid: str) -> Ended:
         while True:
@@ -393,6 +446,9 @@ class SimHost:
         self.logs = _NoLogs()
         self.now_ns = machine.now_ns
         self.uptime_ms = machine.uptime_ms
+
+    async def goes_down(self) -> bool:
+        return False
 
     def devices(self, containers: Any) -> "_Devices":
         return _Devices(self._machine)

@@ -6,7 +6,7 @@ running container"). Most last for a while; all are over when the storm is.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tests.sim.world import World
 
 DAY_MS = 86_400_000
+LONG_LEASE_S = 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +58,17 @@ def fault(*, weight: int, lasts_s: tuple[float, float] = (0.0, 0.0)) -> Callable
     return register
 
 
-def make(rng: random.Random, *, count: int, storm_s: float) -> list[Fault]:
-    """So many faults over the time of the storm. Long ones are rarer than short ones."""
+def make(rng: random.Random, *, count: int, storm_s: float, more: Sequence[str] = ()) -> list[Fault]:
+    """So many faults over the time of the storm, half of them of the kinds of which there are to be `more`.
+
+    Long ones are rarer than short ones.
+    """
     names = list(KINDS)
     weights = [KINDS[name].weight for name in names]
     times = sorted(rng.uniform(0.0, storm_s) for _ in range(count))
     made = []
     for number, at_s in enumerate(times):
-        name = rng.choices(names, weights)[0]
+        name = rng.choice(more) if more and rng.random() < 0.5 else rng.choices(names, weights)[0]
         kind = KINDS[name]
         lasts_s = kind.least_s + (kind.most_s - kind.least_s) * rng.random() ** 2
         made.append(Fault(number, at_s, name, min(lasts_s, storm_s - at_s), rng.getrandbits(32)))
@@ -199,7 +203,8 @@ def compact_all(world: "World", rng: random.Random) -> End | None:
 
 @fault(weight=2)
 def end_a_lease(world: "World", rng: random.Random) -> End | None:
-    leases = list(world.etcd.store._leases)
+    # One that somebody keeps alive, and was late; those of receipts are not renewed, and last for a day.
+    leases = [number for number, lease in world.etcd.store._leases.items() if lease.ttl_s < LONG_LEASE_S]
     if leases:
         world.etcd.store._end_lease(rng.choice(leases))
     return None
@@ -334,7 +339,27 @@ def kill_agent(world: "World", rng: random.Random) -> End | None:
     return _down(rng.choice(world.agents))
 
 
-@fault(weight=1, lasts_s=(0.0, 3.0))
+@fault(weight=2, lasts_s=(8.0, 45.0))
+def lose_agent(world: "World", rng: random.Random) -> End | None:
+    """Killed or frozen for so long that its watchdog has to do what it promised."""
+    agent = rng.choice(world.agents)
+    return _down(agent) if rng.random() < 0.5 else _frozen(agent)
+
+
+@fault(weight=1)
+def kill_watchdog(world: "World", rng: random.Random) -> End | None:
+    for watchdog in rng.choice(world.agents).machine.watchdogs:
+        watchdog.kill()
+    return None
+
+
+@fault(weight=1, lasts_s=(0.5, 15.0))
+def freeze_watchdog(world: "World", rng: random.Random) -> End | None:
+    watchdogs = [w for w in rng.choice(world.agents).machine.watchdogs if w.process.alive]
+    return _frozen(watchdogs[-1]) if watchdogs else None
+
+
+@fault(weight=2, lasts_s=(0.0, 20.0))
 def stop_agent(world: "World", rng: random.Random) -> End | None:
     return _down(rng.choice(world.agents), stop=True)
 
@@ -349,7 +374,6 @@ def power_cut(world: "World", rng: random.Random) -> End | None:
     agent = rng.choice(world.agents)
     if not agent.machine.up:
         return None
-    agent.machine.keep_disk()
     agent.kill(power_cut=True)
     agent.machine.power_cut()
 
@@ -386,7 +410,7 @@ def box_crashes(world: "World", rng: random.Random) -> End | None:
 def box_is_removed(world: "World", rng: random.Random) -> End | None:
     """By somebody with `docker rm -f`."""
     machine = rng.choice(world.agents).machine
-    if machine.boxes:
+    if machine.boxes and machine.up and not machine.away and not machine.hangs:
         machine.remove(rng.choice(list(machine.boxes.values())))
     return None
 

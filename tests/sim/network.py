@@ -28,8 +28,9 @@ class Host:
         self.rate = rate
         self.wall_offset_ms = wall_ms
         self.up = True
-        # When a process on it was last killed, stopped or set going again.
-        self.disturbed_s = 0.0
+
+    def disturbed(self) -> None:
+        """A process on it was started, killed, stopped or set going again."""
 
     def now_ms(self, universe: Universe) -> int:
         """Its wall clock, which somebody may have set wrongly."""
@@ -47,10 +48,9 @@ class Process:
         self.connections: dict[Connection, None] = {}
         self.listening: dict[str, Any] = {}
         self.freezes = 0
-        self._disturbed()
-
-    def _disturbed(self) -> None:
-        self.host.disturbed_s = self.network.universe.now_s
+        # Called when it has died.
+        self.mourners: list[Callable[[], object]] = []
+        host.disturbed()
 
     @property
     def alive(self) -> bool:
@@ -78,16 +78,18 @@ class Process:
         if not self.alive:
             return
         self.loop.kill()
-        self._disturbed()
+        self.host.disturbed()
         self.stop_listening()
         for connection in list(self.connections):
             connection.end_of(self).vanish(silently=power_cut)
+        for tell in self.mourners:
+            tell()
 
     def freeze(self) -> None:
         self.freezes += 1
         if self.freezes == 1 and self.loop.alive:
             self.loop.freeze()
-            self._disturbed()
+            self.host.disturbed()
             for connection in list(self.connections):
                 connection.suspect()
 
@@ -95,7 +97,7 @@ class Process:
         self.freezes -= 1
         if self.freezes == 0 and self.loop.alive:
             self.loop.thaw()
-            self._disturbed()
+            self.host.disturbed()
 
 
 class Link:

@@ -16,10 +16,15 @@ SEEDS_AT_MOST = 3000
 
 @dataclass(frozen=True, slots=True)
 class Bug:
-    """`seed` is one that finds it quickly, for the tests; the hunt looks from the first seed on."""
+    """What is missing, the kinds of faults that show it best, and how it is planted.
+
+    `seed` is where a sharp hunt looks first: one that found it with those faults. When it does not any more, because
+    the code has changed, others will.
+    """
 
     name: str
     sentence: str
+    more: tuple[str, ...]
     seed: int
     plant: Callable[[], None]
 
@@ -27,10 +32,10 @@ class Bug:
 BUGS: dict[str, Bug] = {}
 
 
-def bug(seed: int) -> Callable[[Callable[[], None]], Callable[[], None]]:
+def bug(*more: str, seed: int = 0) -> Callable[[Callable[[], None]], Callable[[], None]]:
     def register(plant: Callable[[], None]) -> Callable[[], None]:
         name = plant.__name__.replace("_", "-")
-        BUGS[name] = Bug(name, (plant.__doc__ or "").strip(), seed, plant)
+        BUGS[name] = Bug(name, (plant.__doc__ or "").strip(), more, seed, plant)
         return plant
 
     return register
@@ -68,7 +73,7 @@ def blind_retry() -> None:
     edit(GroupCommit, "_attempt", ("self._kv.txn(compares, ", "self._kv.txn([] if unknown else compares, "))
 
 
-@bug(seed=0)
+@bug()
 def heads_not_compared() -> None:
     """A decision is written although the stream has moved on since."""
     from pwm.controlplane.store import prepared
@@ -76,7 +81,7 @@ def heads_not_compared() -> None:
     edit(prepared, "_prepare_stream", ("prepared.compares.append(", "str("))
 
 
-@bug(seed=0)
+@bug()
 def names_not_compared() -> None:
     """A name that somebody else has is taken all the same."""
     from pwm.controlplane.store import prepared
@@ -84,7 +89,7 @@ def names_not_compared() -> None:
     edit(prepared, "_prepare_names", ("prepared.compares.append(Compare(key, Target.CREATE, 0))", "pass"))
 
 
-@bug(seed=2)
+@bug("cut-agent-from-a-controller", "reset-connections", seed=2)
 def older_session_withdraws_the_newer() -> None:
     """A session that is over takes the node's newest one with it."""
     from pwm.controlplane.store.registry import Registry
@@ -92,7 +97,7 @@ def older_session_withdraws_the_newer() -> None:
     edit(Registry, "replace", ("[Compare(key, Target.MOD, guard.mod_revision)]", "[]"))
 
 
-@bug(seed=5)
+@bug()
 def exiting_is_free() -> None:
     """The devices of a container that is told to stop are free before it has ended."""
     from pwm.controlplane.core.scheduling import cluster
@@ -101,7 +106,7 @@ def exiting_is_free() -> None:
     cluster.LIVE = cluster.LIVE - {P.EXITING}
 
 
-@bug(seed=0)
+@bug("hang-up-watches", "watches-lag")
 def watch_resumes_at_its_last_revision_plus_two() -> None:
     """A watch that resumes skips one revision."""
     from pwm.controlplane.store.etcd_watch import _Position
@@ -113,7 +118,7 @@ def watch_resumes_at_its_last_revision_plus_two() -> None:
     )
 
 
-@bug(seed=0)
+@bug()
 def fragments_taken_for_whole() -> None:
     """The parts of a large revision are delivered one by one: what comes after the first is dropped."""
     from pwm.controlplane.store.etcd_watch import _Position
@@ -121,7 +126,7 @@ def fragments_taken_for_whole() -> None:
     edit(_Position, "accept", ("if answer.fragment:", "if False:"))
 
 
-@bug(seed=9)
+@bug("watches-lag", "hang-up-watches", "slow-disk", seed=9)
 def progress_believed() -> None:
     """The answer to a progress request counts, although it may overtake events."""
     from pwm.controlplane.store.etcd_watch import _Position
@@ -129,7 +134,7 @@ def progress_believed() -> None:
     edit(_Position, "accept", ("if answer.watch_id != _UNSOLICITED:", "if True:"))
 
 
-@bug(seed=14)
+@bug("compact-all", "hang-up-watches", "watches-lag", seed=28)
 def compaction_ignored() -> None:
     """A watch that was compacted away goes on with what comes next: no relist."""
     from pwm.controlplane.store import etcd_watch
@@ -144,7 +149,7 @@ def compaction_ignored() -> None:
 # ---- leading
 
 
-@bug(seed=3)
+@bug("freeze-leader", "cut-leader-from-etcd")
 def no_fence() -> None:
     """What a leader writes does not depend on its leading."""
     from pwm.controlplane.commands import Commands
@@ -160,7 +165,7 @@ def no_fence() -> None:
         setattr(Commands, name, unfenced)
 
 
-@bug(seed=0)
+@bug("kill-leader", "freeze-leader")
 def no_full_pass() -> None:
     """A new leader waits for changes instead of looking at everything, and nobody looks again later."""
     from pwm.controlplane.controllers.workloads import WorkloadController
@@ -172,7 +177,7 @@ def no_full_pass() -> None:
     )  # fmt: skip
 
 
-@bug(seed=0)
+@bug("watches-lag", seed=2)
 def conflicts_swallowed() -> None:
     """A decision that lost against another is not made again."""
     from pwm.controlplane.commands import Commands
@@ -183,7 +188,7 @@ def conflicts_swallowed() -> None:
     )  # fmt: skip
 
 
-@bug(seed=17)
+@bug("etcd-misbehaves", "cut-client-off", seed=8)
 def receipts_forgotten() -> None:
     """A command that is repeated under its key is carried out again."""
     from pwm.controlplane.commands import Commands
@@ -196,7 +201,7 @@ def receipts_forgotten() -> None:
     Commands.run = without  # type: ignore[method-assign]
 
 
-@bug(seed=0)
+@bug("watches-lag")
 def reads_do_not_wait() -> None:
     """A replica asked for a revision answers with what it has."""
     from pwm.controlplane.services.resources import ResourceService
@@ -208,7 +213,7 @@ def reads_do_not_wait() -> None:
     ResourceService._reach = at_once  # type: ignore[method-assign]
 
 
-@bug(seed=86)
+@bug("cut-agent-off", "clock-jumps", "box-crashes", "compact-all", "hang-up-watches", seed=15)
 def lost_is_free() -> None:
     """The devices of a lost container count as free."""
     from pwm.controlplane.core.scheduling import cluster
@@ -217,7 +222,7 @@ def lost_is_free() -> None:
     cluster.LIVE = cluster.LIVE - {P.LOST}
 
 
-@bug(seed=27)
+@bug("cut-controller-from-etcd", "watches-lag", "cut-agent-from-a-controller", seed=5)
 def lost_without_asking_again() -> None:
     """A node is called silent or lost although another replica has heard of it in that moment."""
     from pwm.controlplane.controllers.nodes import NodeController
@@ -225,7 +230,7 @@ def lost_without_asking_again() -> None:
     edit(NodeController, "_call_silent", ("(self._fence, still_silent)", "(self._fence,)"))
 
 
-@bug(seed=70)
+@bug("clock-jumps", "cut-agent-off")
 def silence_by_the_wall_clock() -> None:
     """How long a node has been silent is measured by a clock that people set."""
     from pwm.controlplane.presence import Presence
@@ -234,7 +239,7 @@ def silence_by_the_wall_clock() -> None:
         edit(Presence, name, ("self._clock.monotonic_s()", "(self._clock.now_ms() / 1000)"))
 
 
-@bug(seed=13)
+@bug("clock-jumps", "kill-leader", seed=11)
 def back_off_by_the_wall_clock() -> None:
     """The next attempt waits until a time that another machine's clock has named."""
     from pwm.controlplane.controllers.workloads import WorkloadController
@@ -249,7 +254,7 @@ def back_off_by_the_wall_clock() -> None:
 # ---- sessions
 
 
-@bug(seed=53)
+@bug("watches-lag", "cut-agent-from-a-controller", "reset-connections", seed=17)
 def stale_orders() -> None:
     """A replica gives an agent its orders without knowing whether its view is up to date."""
     from pwm.controlplane.dispatcher.dispatcher import Dispatcher
@@ -259,7 +264,7 @@ def stale_orders() -> None:
     )
 
 
-@bug(seed=2)
+@bug("kill-controller", "lose-quorum", seed=1)
 def acknowledged_too_early() -> None:
     """Reports are acknowledged when they arrive, not when they are in the log."""
     from pwm.controlplane.dispatcher.reports import ReportIntake
@@ -273,14 +278,33 @@ def acknowledged_too_early() -> None:
 # ---- the agent
 
 
-@bug(seed=48)
+@bug(seed=9)
 def no_self_fence() -> None:
-    """An agent that is cut off ends nothing."""
+    """An agent that is cut off ends nothing, nor does its watchdog, which would make up for it."""
     from pwm.nodeagent.supervisor import Supervisor
+    from pwm.nodeagent.watchdog import Watch
+
+    edit(Watch, "look", ("else (END, 0)", "else (WAIT, 1000)"))
 
     if not hasattr(Supervisor, "fence"):
         raise MovedOn("Supervisor.fence")
     Supervisor.fence = lambda self, fencing: None  # type: ignore[method-assign]
+
+
+@bug(seed=12)
+def watchdog_asleep() -> None:
+    """Nobody ends anything for an agent that is dead or hangs."""
+    from pwm.nodeagent.watchdog import Watch
+
+    edit(Watch, "look", ("else (END, 0)", "else (WAIT, 1000)"))
+
+
+@bug("stop-agent", "clock-jumps", "box-crashes", "compact-all", seed=6)
+def promise_taken_for_granted() -> None:
+    """A node whose agent has taken its promise back is given up as if it had not."""
+    from pwm.controlplane.core import nodes
+
+    edit(nodes, "_is_fenced", ("fenced_after_ms > 0", "fenced_after_ms >= 0"))
 
 
 @bug(seed=1)
@@ -297,7 +321,7 @@ def gaps_in_orders_overlooked() -> None:
     )  # fmt: skip
 
 
-@bug(seed=0)
+@bug("kill-agent")
 def strangers_before_listing() -> None:
     """An agent that starts takes its engine for empty before it has asked it."""
     from pwm.nodeagent.container import Container
@@ -305,7 +329,7 @@ def strangers_before_listing() -> None:
     edit(Container, "run", ("self._adopt(self._engine)", "pass"))
 
 
-@bug(seed=0)
+@bug()
 def told_ended_too_early() -> None:
     """A container is said to have ended when it is told to stop."""
     from pwm.nodeagent.container import Container
@@ -317,7 +341,7 @@ def told_ended_too_early() -> None:
     )  # fmt: skip
 
 
-@bug(seed=2)
+@bug("box-is-removed")
 def started_again() -> None:
     """A container that somebody removed is created again."""
     from pwm.nodeagent import container, step
@@ -326,7 +350,7 @@ def started_again() -> None:
     container.next_step = step.next_step
 
 
-@bug(seed=2)
+@bug("kill-agent", "cut-agent-off")
 def journal_not_kept() -> None:
     """An agent that starts has forgotten what it has not told yet."""
     from pwm.nodeagent.journal import Journal

@@ -6,7 +6,7 @@ what the old one had written down and nothing else.
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -278,10 +278,12 @@ class NodeAgent(Program):
         machine: Machine,
         *,
         servers: list[str],
+        guard: Callable[[Machine, Process], Any],
         judge: Any,
     ) -> None:
         super().__init__(network, machine, machine.name)
         self.machine = machine
+        self._guard = guard
         machine.agent = self
         self.agent: Agent | None = None
         self._servers = servers
@@ -291,18 +293,26 @@ class NodeAgent(Program):
         network, process, machine = self.network, self.process, self.machine
         order = self._servers[self.life % len(self._servers) :] + self._servers[: self.life % len(self._servers)]
         config = AgentConfig(servers=tuple(order), token=NODE_TOKEN, node=machine.name, state_dir=Path("unused"))
+        machine.has_left = False
         agent = self.agent = Agent(
             config,
             drivers=[SimDriver(machine, process)],  # type: ignore[list-item]
             dial=lambda address: Channel(network, process, address, AGENT_OPTIONS),  # type: ignore[arg-type,return-value]
             host=SimHost(machine),  # type: ignore[arg-type]
+            guard=self._guard(machine, process),  # type: ignore[arg-type]
         )
         self._listen_in(agent)
-        await self._until(stop, agent.run())
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(agent.run()), group.create_task(_wait(stop))]
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if stop.is_set():
+                await agent.leave()
+            for task in tasks:
+                task.cancel()
 
     def _listen_in(self, agent: Agent) -> None:
         sessions, fence, machine, judge = agent.sessions, agent._fence, self.machine, self._judge
-        accept, assign, heard = sessions.accept, sessions._callbacks.assign, fence.heard
+        accept, assign, heard, left = sessions.accept, sessions._callbacks.assign, fence.heard, fence.left
         epoch = 0
 
         def accepted(welcome: Any) -> None:
@@ -319,6 +329,10 @@ class NodeAgent(Program):
             judge.answered(machine, sent_ms)
             heard(sent_ms)
 
+        def has_left() -> None:
+            machine.has_left = True
+            left()
+
         end = agent.supervisor.fence
 
         def fenced(fencing: Any) -> None:
@@ -329,6 +343,7 @@ class NodeAgent(Program):
         sessions.accept = accepted  # type: ignore[method-assign]
         sessions._callbacks = replace(sessions._callbacks, assign=assigned)
         fence.heard = answered  # type: ignore[method-assign]
+        fence.left = has_left  # type: ignore[method-assign]
 
 
 # ---- clients
@@ -481,7 +496,7 @@ def document(name: str, luck: int) -> dict[str, Any]:
         "replica": {"count": rng.randint(1, 3)},
         "selectors": selectors,
         "config": config,
-        "onNodeLost": rng.choice(["wait", "reschedule"]),
+        "onNodeLost": rng.choice(["wait", "reschedule", "reschedule"]),
     }
     return {"kind": "Workload", "apiVersion": "v1", "metadata": {"name": name}, "spec": spec}
 

@@ -15,7 +15,7 @@ import time
 import traceback
 from asyncio import events
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,6 +38,8 @@ class Outcome:
     virtual_s: float = 0.0
     seconds: float = 0.0
     acknowledgements: int = 0
+    watchdog_ended: int = 0
+    excused: int = 0
     digest: str = ""
     kinds: dict[str, int] = field(default_factory=dict)
 
@@ -90,6 +92,7 @@ def run_here(
     *,
     only: Collection[int] | None = None,
     commands: Collection[int] | None = None,
+    more: Sequence[str] = (),
     plant: str | None = None,
     verbose: bool = False,
 ) -> Outcome:
@@ -110,7 +113,7 @@ def run_here(
         if plant is not None:
             BUGS[plant].plant()
         story = Story() if verbose else None
-        world = World(seed, only=only, commands=commands, tell=story.line if story else None)
+        world = World(seed, only=only, commands=commands, more=more, tell=story.line if story else None)
         if story:
             story.universe = world.universe
         world.run()
@@ -123,6 +126,8 @@ def run_here(
         outcome.steps = world.universe.steps
         outcome.virtual_s = world.universe.now_s
         outcome.acknowledgements = world.checker.acknowledgements
+        outcome.watchdog_ended = world.checker.watchdog_ended
+        outcome.excused = world.checker.excused
         outcome.digest = world.checker.digest.hexdigest()
         outcome.kinds = world.checker.by_kind()
     return outcome

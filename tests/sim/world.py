@@ -6,7 +6,7 @@ which everything has to settle. The judge (`checker`) looks at every transaction
 """
 
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from tests.sim.faults import Fault
 from tests.sim.loop import ProcessFailed, Universe
 from tests.sim.network import Host, Network
 from tests.sim.processes import KEYS, NODE_TOKEN, Client, Command, Controller, NodeAgent
+from tests.sim.watchdogs import Guard
 
 WALL_MS = 1_700_000_000_000
 # Before the first fault, everything runs; if not by then, something is wrong without any fault.
@@ -37,7 +38,7 @@ LOOK_EVERY_S = 3.0
 VIEWS_EVERY_S = 10.0
 COMMANDS = 25
 # When a silent node is lost; grace and self-fence follow from it. By default two minutes: too long to see much.
-LOST_AFTER_MS = (10_000, 14_000, 24_000)
+LOST_AFTER_MS = (10_000, 10_000, 14_000)
 # Clocks run by so much too fast or slow at the most; ordinary ones are a hundred times better.
 DRIFT = 0.005
 
@@ -60,14 +61,15 @@ class World:
         *,
         only: Collection[int] | None = None,
         commands: Collection[int] | None = None,
+        more: Sequence[str] = (),
         tell: Callable[[str], None] | None = None,
     ) -> None:
-        """`tell` is given a line for each thing that happens."""
+        """`more`: kinds of faults that strike more often. `tell` is given a line for each thing that happens."""
         self.seed = seed
         self._tell = tell
         rng = self._rng("shape")
         self.shape = Shape(rng.choice([2, 3, 3]), rng.choice([2, 3, 4]), 2)
-        made = faults.make(self._rng("faults"), count=FAULTS, storm_s=STORM_S)
+        made = faults.make(self._rng("faults"), count=FAULTS, storm_s=STORM_S, more=more)
         self.faults = [f for f in made if only is None or f.number in only]
         self.struck = 0
         self.universe = Universe()
@@ -100,7 +102,10 @@ class World:
         self.network.add(machine)
         servers = [controller.agents_address for controller in self.controllers]
         shift = number % len(servers)
-        return NodeAgent(self.network, machine, servers=servers[shift:] + servers[:shift], judge=self.checker)
+        return NodeAgent(
+            self.network, machine, servers=servers[shift:] + servers[:shift], judge=self.checker,
+            guard=lambda machine, agent: Guard(self.network, machine, agent, judge=self.checker),
+        )  # fmt: skip
 
     def _clients(self, only: Collection[int] | None) -> list[Client]:
         clients = []
