@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 QUIET_S = 1.5
 """After this much silence the member is asked for a sign of life."""
 
-SILENT_S = 3.5
-"""A member that gave none for so long is left for another: users wait for what the watch brings."""
+SILENT_S, LONGEST_SILENT_S = 3.5, 28.0
+"""A member that gave none for so long is left for another: users wait for what the watch brings. When the next ones
+give none either, each is waited for twice as long: what is slow may be the store as a whole, or this very process,
+and who begins anew too soon never gets anywhere."""
 
 FIRST_BACK_OFF_S = 0.05
 LAST_BACK_OFF_S = 2.0
@@ -66,6 +68,8 @@ async def watch(
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError, _Broken) as error:
             _refuse_to_resume(error)
             endpoints.shun(endpoint)
+            if isinstance(error, TimeoutError):
+                position.patience_s = min(position.patience_s * 2, LONGEST_SILENT_S)
             said = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
             log.info("watch resumes", member=endpoint.address, at=position.next_revision, error=said or "silent")
         finally:
@@ -79,6 +83,8 @@ class _Position:
 
     def __init__(self, next_revision: int) -> None:
         self.next_revision = next_revision
+        # How long the next member may be silent.
+        self.patience_s = SILENT_S
         self._fragments: list[kv_pb2.Event] = []
 
     def restart(self) -> None:
@@ -90,7 +96,7 @@ class _Position:
             self._fragments += answer.events
             return None
         wire = [*self._fragments, *answer.events] if self._fragments else answer.events
-        self._fragments = []
+        self._fragments, self.patience_s = [], SILENT_S
         if wire:
             return self._deliver(wire)
         if answer.watch_id != _UNSOLICITED:
@@ -119,7 +125,7 @@ async def _batches(
     leaving = asyncio.ensure_future(member_left.wait())
     try:
         while True:
-            answer = await _next_answer(call, leaving)
+            answer = await _next_answer(call, leaving, silent_s=position.patience_s)
             if answer.compact_revision:
                 raise errors.Compacted(answer.compact_revision)
             if answer.canceled:
@@ -133,7 +139,7 @@ async def _batches(
         leaving.cancel()
 
 
-async def _next_answer(call: "WatchCall", leaving: "asyncio.Future[Any]") -> pb.WatchResponse:
+async def _next_answer(call: "WatchCall", leaving: "asyncio.Future[Any]", *, silent_s: float) -> pb.WatchResponse:
     """Waits for the next message, asking for a sign of life when it stays quiet.
 
     `leaving` is done when other calls to the member have failed: a frozen one would let us wait for nothing.
@@ -145,7 +151,7 @@ async def _next_answer(call: "WatchCall", leaving: "asyncio.Future[Any]") -> pb.
         either: set[asyncio.Future[Any]] = {reading, leaving}
         done, _ = await asyncio.wait(either, timeout=QUIET_S, return_when=asyncio.FIRST_COMPLETED)
         if not done:
-            async with asyncio.timeout(SILENT_S - QUIET_S):
+            async with asyncio.timeout(silent_s - QUIET_S):
                 await call.write(pb.WatchRequest(progress_request=pb.WatchProgressRequest()))
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not reading.done():

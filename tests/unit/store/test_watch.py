@@ -142,6 +142,27 @@ def test_a_silent_member_is_asked_and_then_left() -> None:
     assert run(scenario()) == pytest.approx(SILENT_S, abs=0.2)
 
 
+def test_when_all_are_silent_each_is_given_more_time_until_something_comes() -> None:
+    async def after_ten_seconds() -> pb.WatchResponse:
+        await asyncio.sleep(10)
+        return answer(10)
+
+    slow: Script = [created(1), after_ten_seconds]
+    members = Members([*slow], [*slow], [*slow], [created(1)], [created(1), answer(11)])
+
+    async def scenario() -> float:
+        source: Any = members
+        async with aclosing(watch(source, b"k", b"", start_revision=10, deletes=True)) as stream:
+            assert (await anext(stream)).revision == 10
+            began = asyncio.get_running_loop().time()
+            assert (await anext(stream)).revision == 11
+        return asyncio.get_running_loop().time() - began
+
+    # Once the third has brought something, it is given no more time than the first was.
+    assert run(scenario()) == pytest.approx(SILENT_S + 2 * SILENT_S, abs=0.3)
+    assert members.starts == [10, 10, 10, 11, 11]
+
+
 def test_a_quiet_member_that_answers_is_kept() -> None:
     async def later() -> pb.WatchResponse:
         await asyncio.sleep((QUIET_S + SILENT_S) / 2)
