@@ -35,6 +35,8 @@ class Network:
         self._switch = f"pf{self._token}-sw"
         self._count = 0
         self.hosts: dict[str, Host] = {}
+        # Those with a link that is not as new: mending all would hold up who drives them for seconds.
+        self._disturbed: set[Host] = set()
         _ip("netns", "add", self._switch)
         self._in(self._switch, "ip", "link", "add", "br0", "type", "bridge")
         self._in(self._switch, "ip", "link", "set", "br0", "up")
@@ -98,11 +100,13 @@ class Network:
 
     def isolate(self, host: Host) -> None:
         """Nothing arrives at the host, and nothing that it sends arrives anywhere."""
+        self._disturbed.add(host)
         self._in(host.namespace, "iptables", "-A", "INPUT", "!", "-i", "lo", "-j", "DROP")
         self._in(host.namespace, "iptables", "-A", "OUTPUT", "!", "-o", "lo", "-j", "DROP")
 
     def lose(self, host: Host, share: float) -> None:
         """This share of the packets that should arrive at the host is lost."""
+        self._disturbed.add(host)
         self._in(
             host.namespace, "iptables", "-A", "INPUT", "!", "-i", "lo", "-m", "statistic", "--mode", "random",
             "--probability", f"{share:.3f}", "-j", "DROP",
@@ -110,19 +114,22 @@ class Network:
 
     def throttle(self, host: Host, rate: str) -> None:
         """The host sends no faster than this, such as `1mbit`; what waits is delayed."""
+        self._disturbed.add(host)
         self._in(host.namespace, "tc", "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", rate, "burst", "16kb",
                  "latency", "500ms")  # fmt: skip
 
     def mend(self) -> None:
         """All links are as new."""
-        for host in self.hosts.values():
+        for host in self._disturbed:
             self._in(host.namespace, "iptables", "-F")
             subprocess.run(
                 ["ip", "netns", "exec", host.namespace, "tc", "qdisc", "del", "dev", "eth0", "root"],
                 capture_output=True, check=False,
             )  # fmt: skip
+        self._disturbed.clear()
 
     def _rule(self, action: str, at: Host, source: Host) -> None:
+        self._disturbed.add(at)
         self._in(at.namespace, "iptables", action, "INPUT", "-s", source.address, "-j", "DROP")
 
     def close(self) -> None:
