@@ -318,7 +318,9 @@ async def test_a_program_that_handles_the_signal_ends_in_its_own_way(driver: Doc
 
 
 async def test_a_program_that_cannot_hear_the_signal_is_not_waited_for(driver: DockerDriver, order: Order) -> None:
-    uid = await launch(driver, order("sleep", "1000"))
+    # Once it is the program, and no longer what Docker starts it with, which does hear signals.
+    uid = await launch(driver, order("sh", "-c", "echo ready; exec sleep 1000"))
+    await until_printed(driver, uid, b"ready\n")
     began = time.monotonic()
     await soon(driver.stop(uid, grace_ms=10_000))
     assert (await soon(driver.wait(uid))).exit_code == 137

@@ -268,49 +268,6 @@ def test_logs_go_on_over_three_kills_and_three_freezes(pwm: PwmCluster) -> None:
         assert logs.lines == pwm.ok("logs", "wk", "counts").splitlines()
 
 
-# --- usage ----------------------------------------------------------------------------------------
-
-
-def test_top_goes_on_over_three_kills_and_a_freeze(pwm: PwmCluster) -> None:
-    beats: list[float] = []
-    troubles: list[str] = []
-    ended: list[CliError] = []
-    profile = Profile(
-        "test", servers=[f"http://{r.http}" for r in pwm.replicas], token=pwm.cli_environment["PWM_TOKEN"]
-    )
-    feed = Feed(
-        profile, query={"interval": "0.5s"}, beat=lambda _: beats.append(time.monotonic()), trouble=troubles.append,
-        fatal=ended.append,
-    )  # fmt: skip
-
-    def beats_on() -> None:
-        enough = len(beats) + 4
-        eventually(lambda: len(beats) >= enough, lambda: f"top goes on; {troubles[-1:]} {ended}", limit_s=40)
-
-    def longest_gap_s(since: float) -> float:
-        return max(after - before for before, after in pairwise([at for at in beats if at > since - 1]))
-
-    feed.start()
-    try:
-        beats_on()
-        for part in in_our_order(pwm):
-            moment = time.monotonic()
-            pwm.kill(part)
-            beats_on()
-            assert longest_gap_s(moment) < KILLED_GAP_S
-            pwm.start_controller(part)
-        for part in in_our_order(pwm):
-            moment = time.monotonic()
-            pwm.freeze(part)
-            beats_on()
-            assert longest_gap_s(moment) < FROZEN_GAP_S
-            pwm.thaw(part)
-    finally:
-        feed.stop()
-    assert not ended
-    assert troubles[-1] == "", "what was wrong is no longer said"
-
-
 # --- events and lists -----------------------------------------------------------------------------
 
 
@@ -520,3 +477,46 @@ def stored_events_of_workload(pwm: PwmCluster, name: str) -> list[Any]:
 def test_nothing_of_ours_is_left_to_the_next_test(pwm: PwmCluster) -> None:
     assert os.environ.get("PWM_SERVER") is None
     assert json.loads(pwm.ok("get", "wk", "-A", "-o", "json")) == []
+
+
+# --- usage ----------------------------------------------------------------------------------------
+
+
+def test_top_goes_on_over_three_kills_and_a_freeze(pwm: PwmCluster) -> None:
+    beats: list[float] = []
+    troubles: list[str] = []
+    ended: list[CliError] = []
+    profile = Profile(
+        "test", servers=[f"http://{r.http}" for r in pwm.replicas], token=pwm.cli_environment["PWM_TOKEN"]
+    )
+    feed = Feed(
+        profile, query={"interval": "0.5s"}, beat=lambda _: beats.append(time.monotonic()), trouble=troubles.append,
+        fatal=ended.append,
+    )  # fmt: skip
+
+    def beats_on() -> None:
+        enough = len(beats) + 4
+        eventually(lambda: len(beats) >= enough, lambda: f"top goes on; {troubles[-1:]} {ended}", limit_s=40)
+
+    def longest_gap_s(since: float) -> float:
+        return max(after - before for before, after in pairwise([at for at in beats if at > since - 1]))
+
+    feed.start()
+    try:
+        beats_on()
+        for part in in_our_order(pwm):
+            moment = time.monotonic()
+            pwm.kill(part)
+            beats_on()
+            assert longest_gap_s(moment) < KILLED_GAP_S
+            pwm.start_controller(part)
+        for part in in_our_order(pwm):
+            moment = time.monotonic()
+            pwm.freeze(part)
+            beats_on()
+            assert longest_gap_s(moment) < FROZEN_GAP_S
+            pwm.thaw(part)
+    finally:
+        feed.stop()
+    assert not ended
+    assert troubles[-1] == "", "what was wrong is no longer said"

@@ -26,8 +26,9 @@ from pwm.controlplane.store.kv import (
 )
 from pwm.controlplane.store.lineage import Lineage
 
-SETTLING_S = 3.0
-"""How long who asks for a lease waits for a person's decision before it is told that there is none."""
+SETTLING_S = 1.0
+"""How long who asks for a lease waits for a person's decision before it is told that there is none. Less than an append
+may take: whoever wants a receipt must hear why there is none, and not of a store that does not answer."""
 
 
 class GuardedKV:
