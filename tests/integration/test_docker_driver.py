@@ -317,6 +317,17 @@ async def test_a_program_that_handles_the_signal_ends_in_its_own_way(driver: Doc
     assert printed(driver, uid) == b"ready\nbye\n"
 
 
+async def test_a_program_that_has_just_begun_may_yet_come_to_handle_the_signal(
+    driver: DockerDriver, order: Order
+) -> None:
+    script = "echo begun; sleep 0.3; trap 'echo bye; exit 7' TERM; while :; do sleep 0.05; done"
+    uid = await launch(driver, order("sh", "-c", script))
+    await until_printed(driver, uid, b"begun\n")
+    await soon(driver.stop(uid, grace_ms=10_000))
+    assert (await soon(driver.wait(uid))).exit_code == 7
+    assert printed(driver, uid) == b"begun\nbye\n"
+
+
 async def test_a_program_that_cannot_hear_the_signal_is_not_waited_for(driver: DockerDriver, order: Order) -> None:
     # Once it is the program, and no longer what Docker starts it with, which does hear signals.
     uid = await launch(driver, order("sh", "-c", "echo ready; exec sleep 1000"))

@@ -25,8 +25,8 @@ def test_a_workload_goes_from_apply_to_its_end(cluster: PwmCluster) -> None:
 
 
 def test_stopping_stops_the_container_and_keeps_its_output(cluster: PwmCluster) -> None:
-    cluster.apply("stopme", "echo started; trap 'echo bye; exit 7' TERM; while :; do sleep 0.1; done")
-    cluster.until("stopme", "RUNNING")
+    cluster.apply("stopme", "trap 'echo bye; exit 7' TERM; echo started; while :; do sleep 0.1; done")
+    eventually(lambda: cluster.pwm("logs", "wk", "stopme").out == "started\n", "the command has begun")
     cluster.ok("stop", "wk", "stopme", "--wait")
     assert cluster.phase("stopme") == "STOPPED"
     assert cluster.ok("logs", "wk", "stopme") == "started\nbye\n"

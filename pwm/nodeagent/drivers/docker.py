@@ -5,13 +5,13 @@ nothing afterwards. Ends are learned from one stream of events for all container
 break, every new one is followed by a listing, and each end is then read from the container itself, so that
 exit code, time and OOM are the engine's own. While the engine is away `wait` just goes on waiting.
 
-`docker_spec.py` says what is created, `docker_errors.py` how errors read, `docker_api.py` speaks HTTP.
+`docker_spec.py` says what is created, `docker_stop.py` for whom a grace is no use, `docker_errors.py` how errors
+read, `docker_api.py` speaks HTTP.
 """
 
 import asyncio
 import json
 import math
-import signal
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -29,6 +29,7 @@ from pwm.nodeagent.drivers.docker_api import ApiError, DockerApi
 from pwm.nodeagent.drivers.docker_errors import create_error, start_error
 from pwm.nodeagent.drivers.docker_pull import Pulls
 from pwm.nodeagent.drivers.docker_spec import check, container_name, create_body, identity
+from pwm.nodeagent.drivers.docker_stop import ignores_stop_signal
 from pwm.nodeagent.drivers.docker_usage import Cgroups
 from pwm.nodeagent.drivers.driver import (
     Adopted,
@@ -250,7 +251,7 @@ class DockerDriver:
         path = f"/containers/{known.runtime_id}"
         grace_s = math.ceil(grace_ms / 1000)
         try:
-            if grace_s and _ignores_stop_signal(await self._api.get(f"{path}/json"), known.runtime_id):
+            if grace_s and await ignores_stop_signal(self._api, known.runtime_id, within_s=grace_ms / 1000):
                 grace_s = 0
             await self._api.post(f"{path}/stop", {"t": str(grace_s)}, timeout_s=grace_s + STOP_MARGIN_S)
         except ApiError as error:
@@ -371,23 +372,3 @@ def _nanoseconds(text: str) -> int:
     time_stamp = Timestamp()
     time_stamp.FromJsonString(text)
     return max(0, time_stamp.ToNanoseconds())
-
-
-def _ignores_stop_signal(info: dict[str, Any], runtime_id: str) -> bool:
-    """The kernel drops signals that a container's first process does not handle: waiting for it is in vain.
-
-    A shell or a Python program as the first process would otherwise take the whole grace for every stop. With an
-    init in front of it, it would have died of the signal at once; this ends it just as fast.
-    """
-    pid = int(info["State"]["Pid"])
-    name = info["Config"].get("StopSignal") or "SIGTERM"
-    if not docker_exec.belongs_to(pid, runtime_id):
-        return False
-    try:
-        number = int(name) if name.isdigit() else signal.Signals[name if name.startswith("SIG") else f"SIG{name}"]
-        fields = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-        # Blocked ones may be taken up by sigwait or a signalfd.
-        handled = int(fields["SigCgt"], 16) | int(fields["SigBlk"], 16)
-    except (KeyError, ValueError, OSError):
-        return False
-    return not handled >> (number - 1) & 1
