@@ -6,7 +6,8 @@ they were before (nothing touched).
 """
 
 import asyncio
-from collections import Counter
+from bisect import bisect_left
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,7 +63,10 @@ class Judge:
     def __init__(self, etcd: list[str]) -> None:
         self._etcd = etcd
         self.checker = Checker(KEYS)
+        # As they came, so in the order of `at_s`; a whole run has hundreds of thousands.
         self.events: list[Seen] = []
+        # The same by workload.
+        self._of_workload: dict[str, list[Seen]] = defaultdict(list)
         # Role -> (when, replica) of every time that it was won.
         self.elections: dict[str, list[tuple[float, str]]] = {}
         self.broken: list[str] = []
@@ -96,7 +100,9 @@ class Judge:
             self.elections.setdefault(key[len(KEYS.all_leaders) :].decode(), []).append((now_s, replica))
         elif key.startswith(KEYS.all_events) and not key.startswith(KEYS.all_marks):
             event = Event.FromString(Record.FromString(write.kv.value).event)
-            self.events.append(Seen(event, write.kv.mod_revision, now_s))
+            seen = Seen(event, write.kv.mod_revision, now_s)
+            self.events.append(seen)
+            self._of_workload[event.name.partition(".")[0]].append(seen)
 
     # ---- while it goes on
 
@@ -114,13 +120,7 @@ class Judge:
         """Seconds from the moment until a container of the workload was placed: a fenced write."""
 
         def placed() -> Seen | None:
-            return next(
-                (
-                    s for s in reversed(self.events)
-                    if s.event.HasField("container_placed") and s.event.name.startswith(f"{workload}.")
-                ),
-                None,
-            )  # fmt: skip
+            return next((s for s in self._of_workload[workload] if s.event.HasField("container_placed")), None)
 
         return (await self._until(placed, limit_s)).at_s - moment_s
 
@@ -128,14 +128,8 @@ class Judge:
         """Seconds from the moment until a container of the workload ran."""
 
         def runs() -> Seen | None:
-            return next(
-                (
-                    s for s in reversed(self.events)
-                    if s.event.container_reported.phase == ContainerStatus.RUNNING
-                    and s.event.name.startswith(f"{workload}.")
-                ),
-                None,
-            )  # fmt: skip
+            of_it = self._of_workload[workload]
+            return next((s for s in of_it if s.event.container_reported.phase == ContainerStatus.RUNNING), None)
 
         return (await self._until(runs, limit_s)).at_s - moment_s
 
@@ -152,8 +146,12 @@ class Judge:
     ) -> float:
         """Seconds from the moment until such an event was seen."""
 
+        looked_at = bisect_left(self.events, moment_s, key=lambda s: s.at_s)
+
         def find() -> Seen | None:
-            return next((s for s in reversed(self.events) if s.at_s >= moment_s and wanted(s)), None)
+            nonlocal looked_at
+            new, looked_at = self.events[looked_at:], len(self.events)
+            return next((s for s in new if wanted(s)), None)
 
         return (await self._until(find, limit_s)).at_s - moment_s
 

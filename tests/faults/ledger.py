@@ -9,7 +9,8 @@ import asyncio
 import itertools
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +35,7 @@ class Ack:
 
 @dataclass
 class Books:
+    # In the order of `acked_s`; a whole run has hundreds of thousands.
     acks: list[Ack] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
     # By follower: (uid, version) of every event it was given, in order, with its revision.
@@ -43,12 +45,17 @@ class Books:
 
     def gap_s(self, since_s: float, until_s: float) -> float:
         """The longest time without an acknowledged write in between."""
-        times = sorted({since_s, until_s, *(a.acked_s for a in self.acks if since_s <= a.acked_s <= until_s)})
-        return max((after - before for before, after in itertools.pairwise(times)), default=until_s - since_s)
+        within = itertools.takewhile(lambda a: a.acked_s < until_s, self._after(since_s))
+        times = [since_s, *(a.acked_s for a in within), until_s]
+        return max(after - before for before, after in itertools.pairwise(times))
 
     def first_ack_after(self, moment_s: float) -> Ack | None:
         """The first acknowledgement of a write that was sent, or asked again, after the moment."""
-        return min((a for a in self.acks if a.acked_s >= moment_s), key=lambda a: a.acked_s, default=None)
+        return next(self._after(moment_s), None)
+
+    def _after(self, moment_s: float) -> Iterator[Ack]:
+        first = bisect_left(self.acks, moment_s, key=lambda a: a.acked_s)
+        return (self.acks[at] for at in range(first, len(self.acks)))
 
 
 class Ledger:
