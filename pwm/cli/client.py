@@ -3,9 +3,10 @@
 Which of several servers is asked first depends on who asks: each user of each machine has an order of their own
 (`_order`). So clients spread over the replicas, and one command sees at once what the command before it changed.
 When a server cannot be reached, says that it cannot answer now (503), or is found frozen, the next is asked, and
-it comes last for a while. Writes carry an Idempotency-Key, so that repeating one whose answer was lost changes nothing
-twice. Every answer carries its revision; what this client has written it asks to see again
-(`minRevision`), whichever replica it asks. A replica that is cut off from the store says so; then another is asked.
+it comes last for a while. One that asks for a pause (429) gets it. Writes carry an Idempotency-Key, so that repeating
+one whose answer was lost changes nothing twice. Every answer carries its revision; what this client has written it asks
+to see again (`minRevision`), whichever replica it asks. A replica that is cut off from the store says so; then another
+is asked.
 
 `call` answers with one JSON object, `stream` yields JSON objects, `raw` gives the body's bytes, and
 `connect` a bare connection for a WebSocket. Errors are `ServerError` and `NoServerError`.
@@ -43,6 +44,8 @@ AVOID_S, AVOID_BRIEFLY_S = 30.0, 3.0
 # How often the list of servers is gone through when answers get lost on the way, and the pause between.
 ROUNDS = 3
 ROUND_PAUSE_S = 0.2
+# How long a command lets itself be put off by servers that ask it to come back later, all pauses together.
+PATIENCE_S, SCATTER_S = 30.0, 0.5
 JSON_LINES = "application/x-ndjson"
 
 # Between attempts to go on with a stream: short at first, since the next server is there already.
@@ -194,7 +197,26 @@ class Client:
     def _open(
         self, method: str, target: str, headers: dict[str, str], body: bytes, timeout_s: float | None
     ) -> Response:
-        """The answer's head from the first server that can answer; the body is still to be read."""
+        """The answer's head from the first server that can answer; the body is still to be read.
+
+        One that says that there are too many requests, and when there are not, is asked again then: others are not
+        asked for what it may not give.
+        """
+        patience_s = PATIENCE_S
+        while True:
+            response = self._open_now(method, target, headers, body, timeout_s)
+            pause_s = _asked_pause_s(response)
+            if not 0 < pause_s <= patience_s:
+                return response
+            response.read()
+            if pause_s > NOTICE_AFTER_S:
+                self._warn_once(f"the server asks for a pause: too many requests; going on in {pause_s:.0f} s")
+            patience_s -= pause_s
+            time.sleep(pause_s)
+
+    def _open_now(
+        self, method: str, target: str, headers: dict[str, str], body: bytes, timeout_s: float | None
+    ) -> Response:
         failures: list[tuple[Server, str]] = []
         unavailable: ServerError | None = None
         broken: Broken | None = None
@@ -328,6 +350,16 @@ class Client:
         if text not in self._warned:
             self._warned.add(text)
             self._warn(text)
+
+
+def _asked_pause_s(response: Response) -> float:
+    """How long the server wants to be left alone, and a bit, since all whom it tells so come back then; 0: not."""
+    after = response.headers.get("retry-after", "")
+    if response.status != 429 or not after.isdecimal():
+        return 0.0
+    from os import urandom
+
+    return int(after) + urandom(1)[0] / 255 * SCATTER_S
 
 
 class BackOff:

@@ -96,7 +96,7 @@ def read_settings(settings: Sequence[Setting], given: dict[str, Any]) -> dict[st
         if setting.multiple and option:
             # Several may also be written as one, `--etcd a:2379,b:2379`, as in variables.
             values[setting.name] = setting.from_text(",".join(option), setting.option.spellings[0])
-        elif option not in (None, (), False):
+        elif option is not None and option is not False and option != ():  # 0 is a value
             values[setting.name] = option
     return values
 
@@ -155,6 +155,18 @@ def positive(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) < 10**6:
         raise ValueError(f"{text!r} is not a whole number from 1")
     return int(text)
+
+
+def whole(text: str) -> int:
+    """A whole number from 0."""
+    return 0 if text == "0" else positive(text)
+
+
+def network(text: str) -> str:
+    """An address, or a network such as 10.0.0.0/8."""
+    from ipaddress import ip_network
+
+    return str(ip_network(text))
 
 
 def duration(text: str) -> int:

@@ -19,6 +19,7 @@ from pwm.api.v1 import agent_pb2_grpc, peer_pb2_grpc
 from pwm.controlplane.bootstrap import Bootstrap
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.config import ControllerConfig
+from pwm.controlplane.gateway.doorkeeper import Doorkeeper
 from pwm.controlplane.gateway.gateway import Gateway
 from pwm.controlplane.plane import ControlPlane
 from pwm.controlplane.store import errors as store_errors
@@ -89,12 +90,14 @@ async def _serve(config: ControllerConfig, plane: ControlPlane, kv: EtcdKV) -> N
     server = grpc.aio.server(options=GRPC_OPTIONS)
     agent_pb2_grpc.add_AgentServiceServicer_to_server(plane.dispatcher, server)
     peer_pb2_grpc.add_PeerServiceServicer_to_server(plane.peer_door, server)
+    door = Doorkeeper(config.door, proxies=config.trusted_proxies, unlimited=plane.authorizer.runs_the_cluster)
     gateway = Gateway(
         services=plane.services(),
         authenticate=plane.authenticator.user,
         authorize=plane.authorizer.check_call,
         health=plane.health,
-        registry=_metrics(plane),
+        registry=_metrics(plane, door),
+        door=door,
         title="PWM",
         version=VERSION,
         most_streams=config.streams_per_user,
@@ -113,7 +116,7 @@ async def _serve(config: ControllerConfig, plane: ControlPlane, kv: EtcdKV) -> N
         await asyncio.gather(server.stop(STOP_GRACE_S), gateway.stop(STOP_GRACE_S))
 
 
-def _metrics(plane: ControlPlane) -> CollectorRegistry:
+def _metrics(plane: ControlPlane, door: Doorkeeper) -> CollectorRegistry:
     registry = CollectorRegistry()
     gauges: dict[str, tuple[str, Callable[[], float]]] = {
         "pwm_view_revision": ("Revision the view has folded", lambda: plane.view.revision),
@@ -121,6 +124,8 @@ def _metrics(plane: ControlPlane) -> CollectorRegistry:
         "pwm_view_rebuilds": ("Times the view was built anew", lambda: plane.follower.rebuilds),
         "pwm_store_stale": ("1 while the store is out of reach", lambda: float(bool(plane.follower.stale_since_ms))),
         "pwm_sessions": ("Agents with a session here", lambda: len(plane.dispatcher.agents())),
+        "pwm_door_refused": ("Requests sent away for asking too much", lambda: door.refused),
+        "pwm_door_bans": ("Bans of addresses that sent wrong tokens", lambda: door.bans),
         "pwm_leading": ("Roles this replica leads", lambda: len(plane.roles.led())),
     }
     for name, (text, read) in gauges.items():

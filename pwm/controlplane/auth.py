@@ -20,8 +20,8 @@ from pwm.api.v1.identity_pb2 import Role, Token, User
 from pwm.api.v1.services_pb2 import TokenEntry
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.core import authz
-from pwm.controlplane.core.tokens import shown_name, speaks_for, state
-from pwm.controlplane.errors import ApiError, refused, unavailable
+from pwm.controlplane.core.tokens import ID_CHARS, shown_name, speaks_for, state
+from pwm.controlplane.errors import ApiError, LoginFailed, refused, unavailable
 from pwm.controlplane.view import View, ViewChange
 
 TOKEN_PREFIX = "pwm_"
@@ -48,6 +48,11 @@ class Principal:
         return self.user.metadata.name if self.user is not None else self.node or "anonymous"
 
     @property
+    def token_id(self) -> str:
+        """As lists of tokens show it."""
+        return self.token.metadata.uid[:ID_CHARS] if self.token is not None else ""
+
+    @property
     def default_group(self) -> str:
         return authz.default_group(self.user) if self.user is not None else ""
 
@@ -63,11 +68,12 @@ def new_token() -> str:
     return TOKEN_PREFIX + secrets.token_urlsafe(32)
 
 
-def _invalid(why: str) -> ApiError:
-    return ApiError(
-        grpc.StatusCode.UNAUTHENTICATED,
+def _invalid(why: str, found: Token | None = None) -> LoginFailed:
+    return LoginFailed(
         why,
         next_step="pwm login takes a live one; whoever has one makes another with pwm token create",
+        user=found.spec.user if found is not None else "",
+        name=shown_name(found) if found is not None else "",
     )
 
 
@@ -119,18 +125,19 @@ class Authenticator:
         """Who a user's token speaks for, and until when. Raises ApiError UNAUTHENTICATED."""
         user: User | None = self._view.by_name("User", found.spec.user)
         if user is None or not speaks_for(found, user):
-            raise _invalid(f"there is no user {found.spec.user} any more, whose token this was")
+            raise _invalid(f"there is no user {found.spec.user} any more, whose token this was", found)
         match state(found, self._clock.now_ms()):
             case TokenEntry.REVOKED:
-                raise _invalid(f"the token {shown_name(found)} of {found.spec.user} has been revoked")
+                raise _invalid(f"the token {shown_name(found)} of {found.spec.user} has been revoked", found)
             case TokenEntry.EXPIRED:
                 when = found.spec.expires_at.ToJsonString()
-                raise _invalid(f"the token {shown_name(found)} of {found.spec.user} has expired at {when}")
+                raise _invalid(f"the token {shown_name(found)} of {found.spec.user} has expired at {when}", found)
         if user.spec.HasField("active") and not user.spec.active:
-            raise ApiError(
-                grpc.StatusCode.UNAUTHENTICATED,
+            raise LoginFailed(
                 f"user {user.metadata.name} is deactivated",
                 next_step="ask an admin; the token works again as soon as the user is active",
+                user=user.metadata.name,
+                name=shown_name(found),
             )
         until_ms = found.spec.expires_at.ToMilliseconds() if found.spec.HasField("expires_at") else FOR_EVER_MS
         return Principal(user=user, token=found), until_ms
@@ -264,6 +271,10 @@ class Authorizer:
             if len(decided) < MOST_DECIDED:
                 decided[question] = allowed
         return allowed
+
+    def runs_the_cluster(self, principal: Principal) -> bool:
+        """Such a one is not held to a rate: he has drills to run, and could change the limit anyway."""
+        return self.may(principal, verb="apply", kind="Cluster")
 
     @property
     def decided(self) -> "dict[str, dict[_Question, bool]]":

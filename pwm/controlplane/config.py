@@ -4,6 +4,7 @@ import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pwm.controlplane.core.door import DoorLimits
 from pwm.controlplane.core.nodes import NodeTimes
 
 
@@ -30,6 +31,13 @@ class ControllerConfig:
     self_fence_ms: int = 0
     # Streams (watches, logs, shells) that one user may have open at this replica.
     streams_per_user: int = 1_000
+    # What one address may ask of this replica (core/door.py). 0: no limit, and no bans.
+    rate_limit: int = 30
+    rate_burst: int = 300
+    ban_after: int = 3
+    ban_time_ms: int = 120_000
+    # Addresses and networks of proxies whose X-Forwarded-For is believed.
+    trusted_proxies: tuple[str, ...] = ()
     log_level: str = "info"
     log_json: bool = False
     hostname: str = field(default_factory=socket.gethostname)
@@ -42,6 +50,15 @@ class ControllerConfig:
         """Raises NodeTimesError for settings that cannot work together."""
         return NodeTimes.of(
             grace_ms=self.node_grace_ms, lost_after_ms=self.node_lost_after_ms, self_fence_ms=self.self_fence_ms
+        )
+
+    @property
+    def door(self) -> DoorLimits:
+        return DoorLimits(
+            requests_per_s=self.rate_limit,
+            burst=self.rate_burst,
+            failures=self.ban_after,
+            ban_s=self.ban_time_ms / 1000,
         )
 
     def reached_by(self, host: str) -> str:

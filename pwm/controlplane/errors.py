@@ -24,6 +24,18 @@ class ApiError(Exception):
         self.problems = tuple(problems) or ((Problem(message=message, next_step=next_step),) if next_step else ())
 
 
+class LoginFailed(ApiError):
+    """A token that lets nobody in: one that has ended, or one that nobody has ever had.
+
+    user, name: whose it was, and what it is called; empty for one that is nobody's
+    """
+
+    def __init__(self, message: str, *, next_step: str, user: str = "", name: str = "") -> None:
+        super().__init__(grpc.StatusCode.UNAUTHENTICATED, message, next_step=next_step)
+        self.user = user
+        self.name = name
+
+
 def not_found(what: str, *, next_step: str = "") -> ApiError:
     return ApiError(grpc.StatusCode.NOT_FOUND, what, next_step=next_step)
 

@@ -17,11 +17,13 @@ from pwm.cli.settings import (
     duration,
     host_and_port,
     label,
+    network,
     path,
     positive,
     read_settings,
     size,
     split_address,
+    whole,
 )
 
 _LOG_LEVEL = Setting("log_level", "How much to log.", choices=("debug", "info", "warning", "error"))
@@ -36,6 +38,14 @@ CONTROLLER_SETTINGS = (
     Setting("replica", "Name of this replica; made up if there is none."),
     Setting(
         "streams_per_user", "Watches, logs and shells that one user may have open here.", metavar="N", convert=int,
+    ),
+    Setting("rate_limit", "Requests a second from one address; 30, 0: any number.", metavar="N", convert=whole),
+    Setting("rate_burst", "Requests at once from one address, after a pause; 300.", metavar="N", convert=positive),
+    Setting("ban_after", "Wrong tokens after which an address is banned; 3, 0: never.", metavar="N", convert=whole),
+    Setting("ban_time", "How long; 2m.", metavar="TIME", convert=duration),
+    Setting(
+        "trusted_proxy", "A proxy, or a network of them, whose X-Forwarded-For is believed.", metavar="ADDRESS",
+        multiple=True, convert=network,
     ),
     Setting("admin_token_file", "Where a new cluster's first admin token goes.", metavar="FILE", convert=path),
     Setting("node_token_file", "Where a new cluster's first node token goes.", metavar="FILE", convert=path),
@@ -83,9 +93,11 @@ def controller(invocation: Invocation, **given: Any) -> int:
     for name, field in (("http", "http"), ("agents", "agent")):
         if name in values:
             values[f"{field}_host"], values[f"{field}_port"] = split_address(values.pop(name))
-    for name in ("node_grace", "node_lost_after", "self_fence"):
+    for name in ("node_grace", "node_lost_after", "self_fence", "ban_time"):
         if name in values:
             values[f"{name}_ms"] = values.pop(name)
+    if "trusted_proxy" in values:
+        values["trusted_proxies"] = values.pop("trusted_proxy")
     if "log_format" in values:
         values["log_json"] = values.pop("log_format") == "json"
     try:

@@ -44,9 +44,15 @@ class HttpError(ApiError):
     """An error with an HTTP status that its code alone would not give."""
 
     def __init__(
-        self, code: grpc.StatusCode, message: str, *, status: int, headers: Mapping[str, str] | None = None
+        self,
+        code: grpc.StatusCode,
+        message: str,
+        *,
+        status: int,
+        headers: Mapping[str, str] | None = None,
+        next_step: str = "",
     ) -> None:
-        super().__init__(code, message)
+        super().__init__(code, message, next_step=next_step)
         self.status = status
         self.headers = dict(headers or {})
 

@@ -30,6 +30,7 @@ from pwm.controlplane.context import CallContext
 from pwm.controlplane.errors import ApiError
 from pwm.controlplane.gateway import failures, requests, responses, streams, websocket
 from pwm.controlplane.gateway.decoding import Decoder
+from pwm.controlplane.gateway.doorkeeper import Doorkeeper
 from pwm.controlplane.gateway.encoding import Encoder
 from pwm.controlplane.gateway.failures import Code
 from pwm.controlplane.gateway.metrics import Metrics, RpcMetrics
@@ -43,10 +44,13 @@ log = structlog.get_logger(__name__)
 
 
 class Principal(Protocol):
-    """Who calls. The gateway reads the name only, to count open streams."""
+    """Who calls. The gateway reads the name, to count open streams, and with the token's id requests."""
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def token_id(self) -> str: ...
 
 
 # Who a token from an address speaks for; ApiError if for nobody. None: the anonymous caller of a public rpc.
@@ -54,6 +58,9 @@ Authenticate = Callable[[str | None, str], Awaitable[Principal]]
 # Whether the caller may make this request of this rpc (`ResourceService.Get`); ApiError if not.
 Authorize = Callable[[Any, Access, Message, str], None]
 
+
+# What load balancers ask again and again, from an address that others come from, too; and what asks for a token itself.
+OPEN_PAGES = frozenset({"/healthz", "/readyz", "/metrics"})
 
 # Where `make webui` leaves the built files, in a checkout and in a wheel.
 WEBUI = Path(pwm.__file__).parent / "webui" / "static"
@@ -76,6 +83,7 @@ class Gateway:
     authorize:    see Authorize; not asked for public rpcs
     health:       whether this replica can serve, for /readyz
     registry:     what /metrics shows
+    door:         who is sent away for asking too much; without it nobody is
     tls:          None: plain HTTP
     webui:        folder of the built web app; may be missing
     """
@@ -90,12 +98,14 @@ class Gateway:
         registry: CollectorRegistry,
         title: str,
         version: str,
+        door: Doorkeeper | None = None,
         tls: ssl.SSLContext | None = None,
         webui: Path = WEBUI,
         most_streams: int = MAX_STREAMS_PER_PRINCIPAL,
     ) -> None:
         self._authenticate = authenticate
         self._authorize = authorize
+        self._door = door or Doorkeeper()
         self._encoder, decoder = Encoder(), Decoder()
         self._routes = Routes(services)
         metrics = Metrics(registry)
@@ -162,8 +172,10 @@ class Gateway:
             path, _, query = requests.target(request).partition("?")
             page = self._pages.find(path)
             if page is not None:
+                if path not in OPEN_PAGES:
+                    self._door.knock(self._door.address(request))
                 return await page(request, request_id)
-            endpoint, values = self._find(request.method, path)
+            endpoint, values = self._find(request, path)
             metrics = endpoint.metrics
             return await self._call(endpoint, request, values, query, request_id)
         except ApiError as error:
@@ -184,23 +196,27 @@ class Gateway:
         metrics.count(error.code)
         return responses.error(error, request_id, close=self._stopping)
 
-    def _find(self, method: str, path: str) -> tuple[_Endpoint, list[str]]:
+    def _find(self, request: web.BaseRequest, path: str) -> tuple[_Endpoint, list[str]]:
+        method = request.method
         routes, values = self._routes.find(path)
         route = routes.get(method)
         if route is None:
+            self._door.knock(self._door.address(request))
             raise failures.wrong_method(method, path, sorted(routes)) if routes else failures.no_route(path)
         return self._endpoints[route], values
 
     async def _call(
         self, endpoint: _Endpoint, request: web.BaseRequest, values: list[str], query: str, request_id: str
     ) -> web.StreamResponse:
-        rpc, access, peer = endpoint.rpc, endpoint.rpc.access, request.remote or ""
+        rpc, access, peer = endpoint.rpc, endpoint.rpc.access, self._door.address(request)
         if access is None:
             raise ApiError(Code.PERMISSION_DENIED, f"{rpc.name} may be called by nobody: it has no access rule")
         token = requests.bearer_token(request)
-        if token is None and not access.public:
-            raise failures.no_token()
-        principal = await self._authenticate(None if access.public else token, peer)
+        if access.public:
+            self._door.knock(peer)
+            principal = await self._authenticate(None, peer)
+        else:
+            principal = await self._identify(token, peer)
         context = CallContext(
             principal=principal,
             peer=peer,
@@ -218,6 +234,23 @@ class Gateway:
         if rpc.streams:
             return await self._stream(endpoint, request, message, context, token)
         return await self._unary(endpoint, request, message, context)
+
+    async def _identify(self, token: str | None, peer: str) -> Principal:
+        """Who shows a token, and that he may ask for more. Raises ApiError."""
+        if token is None:
+            self._door.knock(peer)
+            raise failures.no_token()
+        try:
+            principal = await self._authenticate(token, peer)
+        except ApiError as error:
+            if error.code is not Code.UNAUTHENTICATED:
+                raise
+            answer = self._door.fail(peer, error)
+            if answer is error:
+                raise
+            raise answer from error
+        self._door.visit(peer, principal)
+        return principal
 
     async def _unary(
         self, endpoint: _Endpoint, request: web.BaseRequest, message: Message, context: CallContext
@@ -292,10 +325,8 @@ class Gateway:
 
     async def _admit_page(self, request: web.BaseRequest, access: Access, name: str) -> None:
         """Lets a caller see a page that is no rpc; ApiError if not."""
-        token = requests.bearer_token(request)
-        if token is None:
-            raise failures.no_token()
-        self._authorize(await self._authenticate(token, request.remote or ""), access, access, name)
+        principal = await self._identify(requests.bearer_token(request), self._door.address(request))
+        self._authorize(principal, access, access, name)
 
 
 def _owner(context: CallContext) -> str:

@@ -139,6 +139,6 @@ def error(problem: ApiError, request_id: str, *, close: bool) -> web.Response:
         status=failures.http_status(problem),
         headers={**headers(request_id), **failures.http_headers(problem), "Content-Type": JSON},
     )
-    if close:
+    if close or response.headers.get("Connection") == "close":
         response.force_close()
     return response

@@ -375,3 +375,33 @@ def test_a_stream_may_be_quiet_for_longer_than_an_answer(
     server.on("GET", "/v1/events", quiet)
     assert list(_client(server.url, other_server.url).stream("/v1/events")) == [{"text": "a"}]
     assert not server.of("GET", "/healthz")
+
+
+def test_who_is_told_to_wait_waits_and_goes_on_with_the_same_key(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    server.headers["Retry-After"] = "1"
+    server.on("POST", "/v1/apply", (429, {"code": 8, "message": "too many requests"}), {"results": []})
+    client = _client(server.url, _unused_url())
+    assert client.call("POST", "/v1/apply", body={}) == {"results": []}
+    client.close()
+    assert len({request.headers["idempotency-key"] for request in server.requests}) == 1
+    assert len(pauses) == 1
+    assert 1 <= pauses[0] <= 1.5
+
+
+@pytest.mark.parametrize(("after", "asked"), [("120", 1), ("20", 2), ("", 1), ("soon", 1)])
+def test_nobody_waits_longer_than_people_do(
+    server: FakeServer, pwm: Pwm, monkeypatch: pytest.MonkeyPatch, after: str, asked: int
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    server.headers["Retry-After"] = after
+    problem = {"@type": "pwm.v1.Problem", "message": "too many requests", "nextStep": "wait"}
+    server.on("GET", "/v1/whoami", (429, {"code": 8, "message": "too many requests", "details": [problem]}))
+    result = pwm("whoami")
+    assert result.code == 5
+    assert "error: too many requests\n  wait\n" in result.err
+    assert ("the server asks for a pause" in result.err) is (asked > 1)
+    assert len(server.requests) == asked

@@ -30,6 +30,7 @@ from pwm.api.v1.workload_pb2 import Workload
 from pwm.controlplane.context import CallContext
 from pwm.controlplane.errors import ApiError, not_found
 from pwm.controlplane.gateway import Gateway, HealthReport
+from pwm.controlplane.gateway.doorkeeper import Doorkeeper
 
 TOKEN = "pwm_ann"
 OTHER_TOKEN = "pwm_bob"
@@ -43,6 +44,10 @@ ann = {"Authorization": f"Bearer {TOKEN}"}
 class Caller:
     name: str
     node: bool = False
+
+    @property
+    def token_id(self) -> str:
+        return f"token-of-{self.name}"
 
 
 @dataclass
@@ -332,7 +337,9 @@ class Running:
 
 
 @asynccontextmanager
-async def running(world: World | None = None, *, webui: Path = NOWHERE) -> AsyncIterator[Running]:
+async def running(
+    world: World | None = None, *, webui: Path = NOWHERE, door: Doorkeeper | None = None
+) -> AsyncIterator[Running]:
     world = world or World()
     gateway = Gateway(
         services=world.services(),
@@ -343,6 +350,7 @@ async def running(world: World | None = None, *, webui: Path = NOWHERE) -> Async
         title="PWM",
         version="3.0.0",
         webui=webui,
+        door=door,
     )
     port = await gateway.start("127.0.0.1", 0)
     started = Running(gateway, world, port)
