@@ -10,7 +10,9 @@ An event that only a newer version of PWM understands is not folded: the state a
 
 import asyncio
 import gc
-from collections.abc import Callable
+import heapq
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import structlog
@@ -20,7 +22,7 @@ from pwm.api.v1.store_pb2 import Doubt
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.core.evolve import STATE_TYPES, understood
 from pwm.controlplane.store import errors as store_errors
-from pwm.controlplane.store.commits import StoredEvent
+from pwm.controlplane.store.commits import StoredEvent, StoredHead
 from pwm.controlplane.store.eventstore import EventStore
 from pwm.controlplane.view import Entry, OutOfStep, View
 
@@ -28,6 +30,8 @@ log = structlog.get_logger(__name__)
 
 # Pause before another try when the store does not answer.
 RETRY_DELAY_S = 0.3
+# Of how many streams it is noted that they changed last before the view was loaded.
+NOTED_STREAMS = 1_000
 
 
 class Custody(Protocol):
@@ -57,6 +61,8 @@ class Follower:
         self._on_loaded = on_loaded
         self.stale_since_ms = 0
         self.rebuilds = 0
+        self.changed_last: Sequence[StoredHead] = ()
+        """Heads of the streams that changed last before the view was loaded, without their states."""
 
     async def run(self) -> None:
         """For ever; cancel to stop."""
@@ -97,6 +103,7 @@ class Follower:
     async def _bootstrap(self) -> None:
         revision = 0
         fresh = False
+        newest: list[tuple[int, int, StoredHead]] = []
         # Loading makes only objects that stay: looking for garbage among them took a third of the time.
         gc.disable()
         try:
@@ -109,12 +116,14 @@ class Follower:
                 for head in page.heads:
                     if not head.removed_at_ms:
                         self._view.load(head.stream.kind, head.stream.uid, state=head.state, revision=head.revision)
+                    _note(newest, head)
         finally:
             gc.enable()
         # What was loaded is old from the start: later collections need not walk through it.
         gc.freeze()
         self._on_loaded()
         self._view.loaded(revision)
+        self.changed_last = [head for *_, head in newest]
         self.in_reach()
         log.info("view loaded", revision=revision, streams=self._view.streams)
 
@@ -137,3 +146,15 @@ class Follower:
         ended = state_type is None or head is None or head.removed_at_ms
         entry = None if ended or head is None else Entry(state_type.FromString(head.state), head.revision)
         self._view.adopt(event, stored.revision, head=entry)
+
+
+def _note(newest: list[tuple[int, int, StoredHead]], head: StoredHead) -> None:
+    """Keeps the heads that changed last in a heap."""
+    if len(newest) == NOTED_STREAMS and head.revision < newest[0][0]:
+        return
+    # The second place decides between streams of one transaction.
+    entry = (head.revision, id(head), replace(head, state=b""))
+    if len(newest) < NOTED_STREAMS:
+        heapq.heappush(newest, entry)
+    else:
+        heapq.heapreplace(newest, entry)

@@ -41,6 +41,7 @@ from pwm.controlplane.services.admin import AdminService
 from pwm.controlplane.services.applying import Applier
 from pwm.controlplane.services.cluster_status import ClusterStatus
 from pwm.controlplane.services.drill import Drill
+from pwm.controlplane.services.earlier_events import EarlierEvents
 from pwm.controlplane.services.events import EventService
 from pwm.controlplane.services.exec import ExecBridge
 from pwm.controlplane.services.explaining import Explainer
@@ -303,6 +304,7 @@ class ControlPlane:
                 authorizer=self.authorizer,
                 clock=clock,
                 stale_since_ms=self.stale_since_ms,
+                earlier=EarlierEvents(self.store, lambda: self.follower.changed_last),
             ),
             "TokenService": TokenService(
                 view=view,

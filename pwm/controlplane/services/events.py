@@ -17,13 +17,14 @@ from pwm.controlplane.auth import Authorizer, canonical_kind
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.context import CallContext
 from pwm.controlplane.errors import ApiError, unavailable
+from pwm.controlplane.services.earlier_events import EarlierEvents, from_stored
 from pwm.controlplane.services.event_text import line
 from pwm.controlplane.services.pulse import Pulse
 from pwm.controlplane.sight import Sight
 from pwm.controlplane.store import errors as store_errors
 from pwm.controlplane.store.commits import StoredEvent, StreamId
 from pwm.controlplane.store.eventstore import EventStore
-from pwm.controlplane.view import Resync, View
+from pwm.controlplane.view import RECENT_CHANGES, Resync, View
 
 DEFAULT_LIMIT = 1_000
 
@@ -37,8 +38,10 @@ class EventService:
         authorizer: Authorizer,
         clock: Clock,
         stale_since_ms: Callable[[], int],
+        earlier: EarlierEvents,
     ) -> None:
         self._view = view
+        self._earlier = earlier
         self._store = store
         self._authorizer = authorizer
         self._pulse = Pulse(clock=clock, stale_since_ms=stale_since_ms)
@@ -77,7 +80,7 @@ class EventService:
     # ---- what has happened already
 
     async def _newest(self, request: api.ListEventsRequest, sight: Sight, upto: int) -> AsyncGenerator[Event, None]:
-        """The newest events, oldest first: of one resource from the store, else those that are in memory."""
+        """The newest events, oldest first: of one resource from the store, else those in memory and some before."""
         events = [e for e in await self._past(request, sight) if e.revision <= upto]
         wanted = [event for event in events if self._wanted(event, request, sight)]
         for event in wanted[-(request.limit or DEFAULT_LIMIT) :]:
@@ -85,12 +88,12 @@ class EventService:
 
     async def _past(self, request: api.ListEventsRequest, sight: Sight) -> list[Event]:
         if not (request.kind and request.name):
-            return list(self._view.recent_events)
+            return await self._newest_of_all()
         kind = canonical_kind(request.kind)
         group = request.group or sight.default_group
         state = self._view.by_name(kind, request.name, group=group) or self._view.by_name(kind, request.name)
         if state is None:
-            return list(self._view.recent_events)
+            return await self._newest_of_all()
         streams = [StreamId(kind, state.metadata.uid)]
         if kind == "Workload":
             streams += [StreamId("Container", c.metadata.uid) for c in self._view.containers_of(state.metadata.uid)]
@@ -99,7 +102,16 @@ class EventService:
             async for stored in self._store.read_stream(stream):
                 events.append(stored)
         events.sort(key=lambda stored: (stored.revision, stored.position))
-        return [_event(stored) for stored in events]
+        return [from_stored(stored) for stored in events]
+
+    async def _newest_of_all(self) -> list[Event]:
+        recent = list(self._view.recent_events)
+        try:
+            earlier = await self._earlier.newest(RECENT_CHANGES - len(recent))
+        except store_errors.StoreError:
+            # What is in memory is better than nothing while the store is out of reach.
+            return recent
+        return [*earlier, *recent]
 
     async def _since(self, after: int, upto: int) -> AsyncGenerator[Event, None]:
         """Every event after one revision, up to another. Raises ApiError OUT_OF_RANGE when some are not kept."""
@@ -124,7 +136,7 @@ class EventService:
                     async for changes in followed:
                         for stored in changes.events:
                             if stored.revision <= upto:
-                                yield _event(stored)
+                                yield from_stored(stored)
                         reached = changes.revision
                         if reached >= newest:
                             return
@@ -132,7 +144,7 @@ class EventService:
                 # etcd has forgotten what changed when; the events themselves are kept for longer.
                 for stored in await self._kept_since(reached):
                     if stored.revision <= upto:
-                        yield _event(stored)
+                        yield from_stored(stored)
         except store_errors.StoreError as error:
             raise unavailable(f"the events cannot be read now: {error}") from error
 
@@ -172,12 +184,6 @@ class EventService:
         if event.group and not request.all_groups and event.group != group:
             return False
         return sight.sees_event(event)
-
-
-def _event(stored: StoredEvent) -> Event:
-    event = Event.FromString(stored.event)
-    event.revision = stored.revision
-    return event
 
 
 def _answer(event: Event) -> api.ListEventsResponse:

@@ -23,6 +23,7 @@ from pwm.controlplane.errors import ApiError
 from pwm.controlplane.follower import Follower
 from pwm.controlplane.queries import Queries
 from pwm.controlplane.services import pulse
+from pwm.controlplane.services.earlier_events import EarlierEvents
 from pwm.controlplane.services.events import EventService
 from pwm.controlplane.services.resources import ResourceService
 from pwm.controlplane.store.commits import StreamId
@@ -37,13 +38,14 @@ WAIT_S = 10.0
 class Replica:
     """The services of one replica; `stale_s` makes it seem cut off from the store for so long."""
 
-    def __init__(self, plane: Plane, view: View) -> None:
+    def __init__(self, plane: Plane, view: View, follower: Follower) -> None:
         self.view = view
+        earlier = EarlierEvents(plane.store, lambda: follower.changed_last)
         self.stale_s = 0.0
         self._clock = Clock()
         unused: Any = None
         shared: dict[str, Any] = {"view": view, "authorizer": Authorizer(view), "clock": self._clock}
-        self.events = EventService(**shared, store=plane.store, stale_since_ms=self._stale_since_ms)
+        self.events = EventService(**shared, store=plane.store, stale_since_ms=self._stale_since_ms, earlier=earlier)
         queries = Queries(view=view, cluster=Cluster(), clock=self._clock, contact=lambda node: Contact(connected=True))
         self.resources = ResourceService(
             **shared,
@@ -78,6 +80,10 @@ def context() -> CallContext:
     return CallContext(principal=Principal(user=user))
 
 
+def first_replica(plane: Plane) -> Replica:
+    return Replica(plane, plane.view, plane.follower)
+
+
 @asynccontextmanager
 async def another_replica(plane: Plane) -> AsyncIterator[Replica]:
     """One that has just started: it knows the heads, and nothing of what was before."""
@@ -86,7 +92,7 @@ async def another_replica(plane: Plane) -> AsyncIterator[Replica]:
     following = asyncio.ensure_future(follower.run())
     try:
         await view.wait_for(plane.view.revision)
-        yield Replica(plane, view)
+        yield Replica(plane, view, follower)
     finally:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
@@ -132,7 +138,7 @@ def told(answers: list[api.ListEventsResponse]) -> list[tuple[str, int]]:
 async def test_events_go_on_at_another_replica_after_the_revision_that_was_reached(plane: Plane, source: str) -> None:
     for n in range(3):
         await put(plane, "a", labels=n)
-    async with aclosing(Replica(plane, plane.view).follow()) as stream:
+    async with aclosing(first_replica(plane).follow()) as stream:
         begun = await take(stream, 4)
     assert told(begun) == [("a", 1), ("a", 2), ("a", 3)]
     assert begun[-1].revision == plane.view.revision, "everything there was has been sent"
@@ -150,6 +156,21 @@ async def test_events_go_on_at_another_replica_after_the_revision_that_was_reach
                 assert told(await take(stream, 4)) == [("a", 4), ("a", 5), ("a", 6)]
                 await put(plane, "b")
                 assert told(await take(stream, 1)) == [("b", 1)]
+
+
+async def test_a_replica_that_has_just_started_shows_what_happened_before(plane: Plane) -> None:
+    for n in range(3):
+        await put(plane, "a", labels=n)
+    await put(plane, "b")
+    await remove(plane, "b")
+    request = api.ListEventsRequest(kind="Workload", group=GROUP)
+    async with another_replica(plane) as late:
+        await put(plane, "a", labels=9)
+        await late.view.wait_for(plane.view.revision)
+        shown = [
+            [answer async for answer in r.events.ListEvents(request, context())] for r in (late, first_replica(plane))
+        ]
+    assert told(shown[0]) == told(shown[1]) == [("a", 1), ("a", 2), ("a", 3), ("b", 1), ("b", 2), ("a", 4)]
 
 
 async def test_who_comes_back_after_the_newest_event_gets_only_new_ones_from_a_replica_that_has_just_started(
@@ -173,7 +194,7 @@ async def test_more_events_than_the_usual_limit_are_all_sent_to_who_comes_back(
     revision = plane.view.revision
     for n in range(5):
         await put(plane, "a", labels=n + 1)
-    async with aclosing(Replica(plane, plane.view).follow(revision)) as stream:
+    async with aclosing(first_replica(plane).follow(revision)) as stream:
         assert len(told(await take(stream, 5))) == 5
 
 
@@ -197,7 +218,7 @@ async def test_a_follower_that_is_too_slow_still_gets_every_event(
     plane: Plane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(views, "SUBSCRIPTION_LIMIT", 4)
-    async with aclosing(Replica(plane, plane.view).follow()) as stream:
+    async with aclosing(first_replica(plane).follow()) as stream:
         await take(stream, 1)
         for n in range(20):
             await put(plane, "a", labels=n)
@@ -209,7 +230,7 @@ async def test_a_follower_that_is_too_slow_still_gets_every_event(
 
 async def test_a_replica_that_is_cut_off_lets_its_followers_go(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pulse, "LOOK_S", 0.01)
-    replica = Replica(plane, plane.view)
+    replica = first_replica(plane)
     async with aclosing(replica.follow()) as events, aclosing(replica.watch()) as watch:
         await take(events, 1)
         await take(watch, 1)
@@ -225,7 +246,7 @@ async def test_a_replica_that_is_cut_off_lets_its_followers_go(plane: Plane, mon
 
 async def test_a_quiet_stream_says_how_far_it_has_come(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pulse, "BEAT_S", 0.02)
-    replica = Replica(plane, plane.view)
+    replica = first_replica(plane)
     async with aclosing(replica.follow(name="other", kind="Workload")) as events, aclosing(replica.watch()) as watch:
         await take(events, 1)
         await take(watch, 1)
@@ -250,7 +271,7 @@ async def until_synced(stream: AsyncGenerator[Any, None]) -> list[api.WatchRespo
 async def test_a_list_goes_on_with_what_has_changed_since(plane: Plane) -> None:
     for name in ("kept", "changed", "gone"):
         await put(plane, name)
-    async with aclosing(Replica(plane, plane.view).watch()) as stream:
+    async with aclosing(first_replica(plane).watch()) as stream:
         begun = await until_synced(stream)
     assert [answer.revision for answer in begun] == [0, 0, 0, plane.view.revision], "only the end says how far it is"
     async with another_replica(plane) as other:
@@ -276,7 +297,7 @@ async def test_a_list_goes_on_with_what_has_changed_since(plane: Plane) -> None:
 async def test_a_replica_that_does_not_know_the_past_sends_everything_with_the_same_digests(plane: Plane) -> None:
     for name in ("a", "b"):
         await put(plane, name)
-    async with aclosing(Replica(plane, plane.view).watch()) as stream:
+    async with aclosing(first_replica(plane).watch()) as stream:
         begun = await until_synced(stream)
     await put(plane, "b", labels=1)
     async with another_replica(plane) as late, aclosing(late.watch(begun[-1].revision)) as stream:
@@ -318,7 +339,7 @@ async def listed(replica: Replica, after: int = 0) -> list[api.WatchResponse]:
 async def test_a_client_that_is_cut_anywhere_ends_with_the_list_as_it_is(plane: Plane, seed: int) -> None:
     """It goes from replica to replica, of which some know no past, and is cut after any number of messages."""
     chance, screen = random.Random(seed), Screen()
-    first = Replica(plane, plane.view)
+    first = first_replica(plane)
     async with another_replica(plane) as second:
         for _ in range(12):
             for _ in range(chance.randrange(6)):
