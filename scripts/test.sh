@@ -9,17 +9,20 @@ if [ $# -gt 0 ]; then
     exec .venv/bin/python -m pytest "$@"
 fi
 
-# The simulator only computes: it runs beside all the rest, which mostly waits, and gives way to it.
+# What only computes runs beside all the rest, which mostly waits, and gives way to it.
+computing="tests/sim tests/unit tests/property"
 said=$(mktemp)
-nice -n 10 .venv/bin/python -m pytest -o timeout=600 tests/sim >"$said" 2>&1 &
-simulator=$!
-trap 'kill "$simulator" 2>/dev/null || :; wait; rm -f "$said"' EXIT
+# shellcheck disable=SC2086
+nice -n 10 .venv/bin/python -m pytest -o timeout=600 $computing >"$said" 2>&1 &
+beside=$!
+trap 'kill "$beside" 2>/dev/null || :; wait; rm -f "$said"' EXIT
 trap 'exit 130' INT TERM
 
 scripts/lint.sh
 failed=0
-.venv/bin/python -m pytest --ignore=tests/sim || failed=$?
-wait "$simulator" || failed=$?
-echo "== what the simulator said"
+# shellcheck disable=SC2086
+.venv/bin/python -m pytest $(printf -- '--ignore=%s ' $computing) || failed=$?
+wait "$beside" || failed=$?
+echo "== beside it: $computing"
 cat "$said"
 exit "$failed"
