@@ -25,10 +25,11 @@ from pwm.api.v1.identity_pb2 import Token
 from pwm.api.v1.services_pb2 import Problem
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.core.decide import Change, Payload
-from pwm.controlplane.core.evolve import evolve
+from pwm.controlplane.core.evolve import State, evolve
+from pwm.controlplane.core.limits import Account
 from pwm.controlplane.errors import ApiError, conflict, invalid, unavailable
 from pwm.controlplane.store import errors as store_errors
-from pwm.controlplane.store.commits import Commit, Guard, ReceiptWrite, StreamId, StreamWrite
+from pwm.controlplane.store.commits import Commit, Guard, ReceiptWrite, StreamId, StreamWrite, Turn
 from pwm.controlplane.store.eventstore import EventStore
 from pwm.controlplane.view import View
 from pwm.version import VERSION, numbers
@@ -165,25 +166,80 @@ class Commands:
         await self._read_back(newest)
         return left
 
+    async def run_part(
+        self, part: Sequence[Change], *, actor: Actor, guards: Sequence[Guard] = (), turns: Sequence[Turn] = ()
+    ) -> tuple[int, list[Change]]:
+        """One commit as `run_in_parts` makes them, which takes these turns. Returns its revision, 0 when nothing was
+        left to do, and the changes that no longer applied.
+
+        Raises store_errors.GuardFailed when one of the turns has been taken by another.
+        """
+        try:
+            revision, skipped = await self._append_part(part, actor, tuple(guards), tuple(turns))
+        except store_errors.KVError as error:
+            raise _out_of_reach(error) from error
+        await self._read_back(revision)
+        return revision, skipped
+
+    async def turns(self, accounts: Sequence[Account]) -> dict[Account, Turn]:
+        """The turns of these accounts as they are now, once the view holds all that was done in them.
+
+        Raises ApiError UNAVAILABLE.
+        """
+        keys = {self._store.keys.turn(*account): account for account in accounts}
+        try:
+            found = await self._store.turns(keys)
+            await self._view.wait_for(max(t.mod_revision for t in found.values()), timeout_s=READ_BACK_TIMEOUT_S)
+        except store_errors.KVError as error:
+            raise _out_of_reach(error) from error
+        except TimeoutError as error:
+            raise unavailable("this replica lags behind the store", next_step="try again") from error
+        return {keys[key]: turn for key, turn in found.items()}
+
     async def _append_part(
-        self, part: Sequence[Change], actor: Actor, guards: tuple[Guard, ...]
+        self, part: Sequence[Change], actor: Actor, guards: tuple[Guard, ...], turns: tuple[Turn, ...] = ()
     ) -> tuple[int, list[Change]]:
         current = [c for c in part if self._is_current(c)]
         skipped = [c for c in part if not self._is_current(c)]
         if not current:
             return 0, skipped
         try:
-            return await self._store.append(self._commit(current, actor, guards, None)), skipped
+            relied_on = self._relied_on(current)
+            commit = self._commit(current, actor, (*guards, *relied_on.values()), None)
+            return await self._store.append(replace(commit, turns=turns) if turns else commit), skipped
         except store_errors.Conflict as error:
             await self._catch_up(error.streams)
             moved = {(s.kind, s.uid) for s in error.streams}
             left = [c for c in current if (c.kind, c.uid) not in moved]
-            revision, more = await self._append_part(left, actor, guards)
+            revision, more = await self._append_part(left, actor, guards, turns)
             return revision, [*skipped, *(c for c in current if (c.kind, c.uid) in moved), *more]
+        except store_errors.GuardFailed as error:
+            stream = next((stream for stream, guard in relied_on.items() if guard.key == error.key), None)
+            if stream is None:
+                raise
+            await self._catch_up([stream])
+            revision, more = await self._append_part(current, actor, guards, turns)
+            return revision, [*skipped, *more]
+
+    def _relied_on(self, changes: Sequence[Change]) -> dict[StreamId, Guard]:
+        """Guards for what the changes were decided on besides the states that they change."""
+        guards: dict[StreamId, Guard] = {}
+        for change in changes:
+            for state in change.given:
+                stream = StreamId(state.kind, state.metadata.uid)
+                entry = self._view.entry(*stream) if stream not in guards else None
+                if entry is not None:
+                    guards[stream] = Guard(self._store.keys.head(stream), mod_revision=entry.revision)
+        return guards
 
     def _is_current(self, change: Change) -> bool:
-        entry = self._view.entry(change.kind, change.uid)
-        return (entry.state if entry is not None else None) is change.state
+        return self._holds(change.kind, change.uid, change.state) and all(
+            self._holds(state.kind, state.metadata.uid, state) for state in change.given
+        )
+
+    def _holds(self, kind: str, uid: str, state: State | None) -> bool:
+        entry = self._view.entry(kind, uid)
+        return (entry.state if entry is not None else None) is state
 
     def _commit(
         self, changes: Sequence[Change], actor: Actor, guards: tuple[Guard, ...], receipt: ReceiptWrite | None

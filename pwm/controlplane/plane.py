@@ -12,6 +12,7 @@ depend on the store never fail for its absence; they wait.
 
 import asyncio
 from functools import partial
+from typing import Any
 
 from google.protobuf.descriptor import ServiceDescriptor
 
@@ -24,6 +25,7 @@ from pwm.controlplane.controllers.chores import keep_retention, watch_space
 from pwm.controlplane.controllers.nodes import NodeController
 from pwm.controlplane.controllers.tokens import forget_tokens
 from pwm.controlplane.controllers.workloads import WorkloadController
+from pwm.controlplane.core.limits import GROUP, USER, Account
 from pwm.controlplane.core.nodes import DEFAULT_TIMES, NodeTimes
 from pwm.controlplane.core.scheduling.cluster import Cluster
 from pwm.controlplane.dispatcher.dispatcher import Dispatcher
@@ -37,6 +39,7 @@ from pwm.controlplane.presence import Presence
 from pwm.controlplane.queries import Queries
 from pwm.controlplane.replicas import Replicas
 from pwm.controlplane.roles import CHORES, ZONE_PREFIX, Roles
+from pwm.controlplane.services.accounts import AccountReader
 from pwm.controlplane.services.admin import AdminService
 from pwm.controlplane.services.applying import Applier
 from pwm.controlplane.services.cluster_status import ClusterStatus
@@ -200,6 +203,12 @@ class ControlPlane:
                 self.cluster.drop_container(change.uid)
             else:
                 self.cluster.set_container(change.after)  # type: ignore[arg-type]
+        elif change.kind in (USER, GROUP):
+            self._account_limits(change.kind, change.before, change.after)
+
+    def _account_limits(self, kind: str, before: Any, after: Any) -> None:
+        metadata = (before if after is None else after).metadata
+        self.cluster.set_limits(Account(kind, metadata.name), None if after is None else after.spec.limits.resources)
 
     def _account_all(self) -> None:
         self.cluster.clear()
@@ -207,6 +216,9 @@ class ControlPlane:
             self.cluster.set_node(node)
         for container in self.view.all("Container"):
             self.cluster.set_container(container)
+        for kind in (USER, GROUP):
+            for state in self.view.all(kind):
+                self._account_limits(kind, None, state)
         self.dispatcher.restart_sessions()
 
     # ---- loops
@@ -282,7 +294,9 @@ class ControlPlane:
             view=view, commands=self.commands, cluster=self.cluster, authorizer=self.authorizer, clock=clock
         )
         servicers = {
-            "SystemService": SystemService(clock, self.authorizer),
+            "SystemService": SystemService(
+                clock, self.authorizer, accounts=AccountReader(view=view, cluster=self.cluster)
+            ),
             "ResourceService": ResourceService(
                 view=view,
                 queries=self.queries,

@@ -18,13 +18,15 @@ from pwm.api.v1.workload_pb2 import Workload
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import Commands
 from pwm.controlplane.core.decide import Change, change, place, request_stop
+from pwm.controlplane.core.limits import Account, accounts_of
 from pwm.controlplane.core.reconcile import Gap, Vacancy, reconcile
 from pwm.controlplane.core.scheduling.cluster import Cluster
-from pwm.controlplane.core.scheduling.plan import plan
+from pwm.controlplane.core.scheduling.plan import Placement, plan
 from pwm.controlplane.core.scheduling.queue import Waiting
 from pwm.controlplane.core.scheduling.spec import container_spec
 from pwm.controlplane.errors import ApiError
 from pwm.controlplane.store.commits import Guard
+from pwm.controlplane.turns import Turns
 from pwm.controlplane.view import Resync, View, ViewChange
 
 log = structlog.get_logger(__name__)
@@ -53,6 +55,9 @@ class WorkloadController:
         # Workload -> (replica, attempt) -> since when this leader has seen that it backs off.
         self._backing_off: dict[str, dict[tuple[int, int], float]] = {}
         self._next_full_pass_s = 0.0
+        self._turns = Turns(commands=commands, view=view)
+        # Somebody else has placed for the same accounts: it is decided again at once.
+        self._contested = False
 
     async def run(self) -> None:
         """Until cancelled. Raises FenceLost when another replica leads."""
@@ -83,6 +88,8 @@ class WorkloadController:
 
     def _pause_s(self) -> float:
         pause = max(0.0, self._next_full_pass_s - self._clock.monotonic_s())
+        if self._contested:
+            return 0.0
         if self._wakes:
             pause = min(pause, max(0.0, (self._wakes[0][0] - self._clock.now_ms()) / 1000))
         return pause
@@ -145,18 +152,30 @@ class WorkloadController:
         return ready
 
     async def _place(self, now_ms: int) -> None:
+        self._contested = False
+        await self._turns.learn(self._shared)
         waiting = [w for replicas in self._waiting.values() for w in replicas]
         planned = plan(self._cluster, waiting, now_ms=now_ms, seed=self._clock.seed())
         if not planned.placements:
             return
-        revision = self._view.revision
-        changes = [
-            place(p.waiting.workload, container_spec(p.waiting.workload, p, revision=revision))
-            for p in planned.placements
-        ]
-        skipped = await self._commands.run_in_parts(changes, actor=ACTOR, guards=(self._fence,))
-        placed = len(changes) - len(skipped)
+        placements = [self._placement(placement) for placement in planned.placements]
+        done = await self._turns.append(placements, actor=ACTOR, fence=self._fence)
+        self._contested = done.contested
+        placed = len(placements) - len(done.skipped)
         log.debug("placed", containers=placed, waiting=len(waiting) - placed)
+
+    def _shared(self) -> set[Account]:
+        """The accounts that others may take of as well."""
+        return self._cluster.accounts.shared(replicas[0].workload for replicas in self._waiting.values())
+
+    def _placement(self, placement: Placement) -> tuple[Change, frozenset[Account]]:
+        """With the accounts whose totals it takes of, and what their limits are read from."""
+        workload = placement.waiting.workload
+        spec = container_spec(workload, placement, revision=self._view.revision)
+        limited_by = (self._view.by_name(*account) for account in accounts_of(spec.owner, workload.metadata.group))
+        given = tuple([state for state in limited_by if state is not None])
+        shared = [bounds.account for bounds in self._cluster.accounts.bounds(workload) if bounds.has_totals]
+        return place(workload, spec, given=given), frozenset(shared)
 
 
 def _changes(workload: Workload | None, gap: Gap) -> list[Change]:

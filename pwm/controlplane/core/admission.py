@@ -61,7 +61,7 @@ _NOT_YET: dict[str, tuple[tuple[str, str], ...]] = {
     "Storage": (("spec", "nothing is stored there"),),
     "Volume": (("spec", "workloads that mount it wait"),),
     "ResourceCredit": (("spec.credit", "nothing is charged"),),
-    "User": (("spec.limits", "the limits are not enforced"),),
+    "User": (("spec.limits.credits", "credits are not counted"),),
 }
 
 

@@ -43,6 +43,8 @@ class Change:
     state: State | None
     payloads: tuple[Payload, ...]
     cause: Cause | None = field(default=None)
+    # What else it was decided on, as the view has it: it is appended only while these are as they were.
+    given: tuple[State, ...] = ()
 
     @property
     def removes(self) -> bool:
@@ -168,7 +170,7 @@ def delete_workload(workload: Workload, containers: Iterable[Container]) -> tupl
 # ---- containers
 
 
-def place(workload: Workload, spec: ContainerSpec) -> Change:
+def place(workload: Workload, spec: ContainerSpec, *, given: tuple[State, ...] = ()) -> Change:
     return Change(
         kind="Container",
         uid=container_uid(workload.metadata.uid, replica=spec.replica, attempt=spec.attempt),
@@ -177,6 +179,7 @@ def place(workload: Workload, spec: ContainerSpec) -> Change:
         state=None,
         payloads=(ev.ContainerPlaced(spec=spec),),
         cause=cause_of(workload),
+        given=given,
     )
 
 

@@ -46,6 +46,7 @@ from pwm.api.v1.common_pb2 import Actor, Reason
 from pwm.api.v1.workload_pb2 import Config, Container, ContainerStatus, Workload, WorkloadStatus
 from pwm.controlplane.core import reconcile
 from pwm.controlplane.core.decide import replica_count
+from pwm.controlplane.core.limits import OVER_CODES
 from pwm.enums import value_name
 
 
@@ -92,7 +93,7 @@ _SETTLED = frozenset({S.DONE, S.OUT_OF_TIME, S.FAILED})
 # While some replicas run, the worst that can be said of the others, worst first.
 _REMARKS = (S.FAILED, S.UNREACHABLE, S.BACKING_OFF, S.OUT_OF_TIME, S.WAITING)
 # Reasons for which waiting does not help: somebody must change something first.
-_DENIALS = frozenset({Reason.OUT_OF_CREDITS, Reason.GROUP_NOT_ALLOWED})
+_DENIALS = OVER_CODES | {Reason.OUT_OF_CREDITS, Reason.GROUP_NOT_ALLOWED}
 # Wanted end -> phase on the way there, and phase when nothing is alive.
 _ENDINGS = {
     WorkloadStatus.STOP: (WorkloadStatus.STOPPING, WorkloadStatus.STOPPED),

@@ -17,13 +17,15 @@ import grpc
 
 from pwm.api.v1.common_pb2 import Reason
 from pwm.api.v1.services_pb2 import ApplyRequest, ApplyResponse, ApplyResult, Problem
-from pwm.api.v1.workload_pb2 import Workload
+from pwm.api.v1.workload_pb2 import Workload, WorkloadStatus
 from pwm.controlplane.auth import Authorizer, Principal
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import Commands, NameInUse
 from pwm.controlplane.context import CallContext
 from pwm.controlplane.core.decide import Change, Refusal, apply_resource, apply_workload, replica_count
+from pwm.controlplane.core.limits import OVER_CODES, REACHED_CODES, What
 from pwm.controlplane.core.manifest import Parsed
+from pwm.controlplane.core.reconcile import reconcile
 from pwm.controlplane.core.scheduling.cluster import Cluster
 from pwm.controlplane.core.scheduling.explain import explain
 from pwm.controlplane.core.scheduling.plan import plan
@@ -43,6 +45,10 @@ _ASKED_IN = {
     Reason.EMPTY_GPU_SELECTOR: "spec.selectors.gpu",
     Reason.EMPTY_CPU_SELECTOR: "spec.selectors.cpu",
     Reason.NO_MEMORY_FREE: "spec.config.memory",
+    Reason.NODE_NOT_ALLOWED: "spec.selectors.node",
+    **{code: f"spec.{what.asked_in}" for what in What for code in (what.over, what.reached) if what.asked_in},
+    Reason.TOO_MANY_WORKLOADS: "spec",
+    Reason.OVER_WORKLOAD_LIMIT: "spec",
 }
 
 
@@ -76,7 +82,7 @@ class Applier:
         for document, result in zip(parsed, results, strict=True):
             if isinstance(document, Parsed) and result.outcome in (ApplyResult.CREATED, ApplyResult.CONFIGURED):
                 await asyncio.sleep(0)  # half a millisecond for each: others go on meanwhile
-                self._warn_in_vain(document, result)
+                self._warn_in_vain(document, result, principal)
         await locate(readings, results)
         return ApplyResponse(results=results, revision=revision)
 
@@ -159,34 +165,60 @@ class Applier:
 
         if dry_run:
             decide()
-            self._predict(parsed, result)
+            self._predict(parsed, result, principal)
             return 0
         done = await self._commands.run(decide, actor=principal.actor, receipt=receipt, answer=result.SerializeToString)
         return done.revision
 
-    def _warn_in_vain(self, parsed: Parsed, result: ApplyResult) -> None:
-        """Say at once when a workload waits for something that no node has: a node may join, but a typo is likelier."""
+    def _warn_in_vain(self, parsed: Parsed, result: ApplyResult, principal: Principal) -> None:
+        """Say at once when a workload waits for something that no node has, or that it may not have: a node may join
+        and a limit may be raised, but a typo is likelier."""
         if not isinstance(parsed.message, Workload):
             return
-        explanation = explain(self._cluster, parsed.message)
-        field = _ASKED_IN.get(explanation.reason.code)
-        if explanation.possible or field is None:
+        workload = self._as_applied(parsed.message, principal)
+        gap = reconcile(workload, self._view.containers_of(workload.metadata.uid), now_ms=self._clock.now_ms())
+        if not gap.vacancies:
+            return
+        explanation = explain(self._cluster, workload)
+        code = explanation.reason.code
+        field = _ASKED_IN.get(code)
+        if field is None or (explanation.possible and code not in REACHED_CODES):
             return
         change = next(iter(explanation.changes), None)
         if change is not None and change.fields:
             field = f"spec.{change.fields[0][0]}"
+        if code in REACHED_CODES:
+            said = "it waits"
+        else:
+            said = "it is DENIED" if code in OVER_CODES else "it cannot start on the nodes there are"
         more = f"pwm why wk {parsed.message.metadata.name} says more"
         result.warnings.add(
             field=field,
-            message=f"it cannot start on the nodes there are: {explanation.reason.message}",
+            message=f"{said}: {explanation.reason.message}",
             next_step=f"{change.text}; {more}" if change is not None else more,
         )
 
-    def _predict(self, parsed: Parsed, result: ApplyResult) -> None:
+    def _as_applied(self, wanted: Workload, principal: Principal) -> Workload:
+        """The workload as it is after it was applied or, in a dry run, as it would be."""
+        metadata = wanted.metadata
+        state: Workload | None = self._view.by_name("Workload", metadata.name, group=metadata.group)
+        if state is not None and state.spec == wanted.spec:
+            return state
+        workload = Workload()
+        workload.CopyFrom(wanted)
+        workload.status.desired = WorkloadStatus.RUN
+        if state is None:
+            workload.metadata.created_by.CopyFrom(principal.actor)
+        else:
+            workload.metadata.MergeFrom(state.metadata)
+            workload.status.CopyFrom(state.status)
+        return workload
+
+    def _predict(self, parsed: Parsed, result: ApplyResult, principal: Principal) -> None:
         if not isinstance(parsed.message, Workload) or result.outcome == ApplyResult.UNCHANGED:
             return
         now_ms = self._clock.now_ms()
-        workload = parsed.message
+        workload = self._as_applied(parsed.message, principal)
         replicas = range(replica_count(workload.spec))
         waiting = [Waiting(workload=workload, replica=replica, attempt=1, since_ms=now_ms) for replica in replicas]
         planned = plan(self._cluster, waiting, now_ms=now_ms, seed=0)

@@ -6,13 +6,15 @@ from pwm.controlplane.clock import Clock
 from pwm.controlplane.context import CallContext
 from pwm.controlplane.core.tokens import entry
 from pwm.controlplane.services.access import permissions_of
+from pwm.controlplane.services.accounts import AccountReader
 from pwm.version import API_VERSION, OLDEST_CLIENT, VERSION
 
 
 class SystemService:
-    def __init__(self, clock: Clock, authorizer: Authorizer) -> None:
+    def __init__(self, clock: Clock, authorizer: Authorizer, accounts: AccountReader) -> None:
         self._clock = clock
         self._authorizer = authorizer
+        self._accounts = accounts
 
     async def GetVersion(self, request: api.GetVersionRequest, context: CallContext) -> api.GetVersionResponse:
         return api.GetVersionResponse(version=VERSION, api_version=API_VERSION, oldest_client=OLDEST_CLIENT)
@@ -25,4 +27,5 @@ class SystemService:
             groups=[membership.name for membership in principal.user.spec.groups],
             token=entry(principal.token, now_ms=self._clock.now_ms(), current=True) if principal.token else None,
             permissions=permissions_of(principal.user, self._authorizer.roles),
+            accounts=self._accounts.of(principal.user),
         )

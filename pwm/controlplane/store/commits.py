@@ -57,6 +57,17 @@ class Guard:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """A key that must be as it was and is rewritten: of two commits that were decided on it as it was, one holds.
+
+    `mod_revision` 0 means that it must not exist yet. What is in it does not matter.
+    """
+
+    key: bytes
+    mod_revision: int
+
+
+@dataclass(frozen=True, slots=True)
 class ReceiptWrite:
     """The answer to keep for this principal's idempotency key."""
 
@@ -78,6 +89,7 @@ class Commit:
     claim_names: tuple[tuple[str, str], ...] = ()
     release_names: tuple[str, ...] = ()
     guards: tuple[Guard, ...] = ()
+    turns: tuple[Turn, ...] = ()
     receipt: ReceiptWrite | None = None
 
 

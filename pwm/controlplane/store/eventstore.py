@@ -11,7 +11,7 @@ and proves it complete, `keys` says where everything lies.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from types import TracebackType
 
@@ -34,6 +34,7 @@ from pwm.controlplane.store.commits import (
     StoredReceipt,
     StreamId,
     StreamWrite,
+    Turn,
 )
 from pwm.controlplane.store.following import PROOF_INTERVAL_S, follow
 from pwm.controlplane.store.groupcommit import APPEND_TIMEOUT_S, GroupCommit
@@ -57,6 +58,7 @@ __all__ = [
     "StoredReceipt",
     "StreamId",
     "StreamWrite",
+    "Turn",
 ]
 
 RECEIPT_KEPT_S = 24 * 3600
@@ -218,6 +220,13 @@ class EventStore:
         if not page.kvs:
             return None
         return StoredReceipt(Receipt.FromString(page.kvs[0].value).answer, page.kvs[0].mod_revision)
+
+    async def turns(self, keys: Iterable[bytes]) -> dict[bytes, Turn]:
+        """Keys of turns as they are now. Raises KVError."""
+        wanted = list(keys)
+        pages = await asyncio.gather(*(self._kv.range(key, keys_only=True) for key in wanted))
+        found = zip(wanted, pages, strict=True)
+        return {key: Turn(key, page.kvs[0].mod_revision if page.kvs else 0) for key, page in found}
 
     async def lookup_name(self, scope: str, group: str, name: str) -> StreamId | None:
         """Who holds a name."""

@@ -9,6 +9,7 @@
     receipt/{principal}/{key}         the answer already given for an idempotency key; leased
     leader/{role}                     leased; its create_revision is the fence
     replica/{id}, session/{node}      leased; a session's mod_revision is its epoch
+    turn/{kind}/{name}                rewritten by who takes of a total of a user or group, see `controlplane/turns`
     used/{user}/{uid}                 when and from where a token was used last (pwm.v1.TokenUse)
     retention/mark                    how far compaction may go
     lineage/uid                       names this log, in whatever etcd it is kept
@@ -80,12 +81,35 @@ class Keys:
     def receipt(self, principal: str, key: str) -> bytes:
         return self.prefix + f"receipt/{quote(principal, safe='')}/{quote(key, safe='')}".encode()
 
+    def turn(self, kind: str, name: str) -> bytes:
+        return self.prefix + f"turn/{kind}/{quote(name, safe='')}".encode()
+
     def token_use(self, user: str, uid: str) -> bytes:
         return self.token_uses(user) + uid.encode()
 
     def token_uses(self, user: str) -> bytes:
         """The prefix of all uses of a user's tokens; of everybody's, if the user is empty."""
         return self.prefix + (f"used/{quote(user, safe='')}/".encode() if user else b"used/")
+
+    def audit(self, time_ms: int, chain: str, number: int) -> bytes:
+        return b"%s/%s/%08d" % (self.audit_from(time_ms), chain.encode(), number)
+
+    def audit_from(self, time_ms: int) -> bytes:
+        """Before everything that was written at that time or later."""
+        return b"%s%015d" % (self.all_audit, max(0, time_ms))
+
+    def parse_audit(self, key: bytes) -> tuple[int, str, int]:
+        """Time in ms, chain and number of a batch. ValueError for another key."""
+        time_ms, chain, number = key[len(self.all_audit) :].decode().split("/")
+        return int(time_ms), chain, int(number)
+
+    @property
+    def all_audit(self) -> bytes:
+        return self.prefix + b"audit/log/"
+
+    @property
+    def audit_kept_since(self) -> bytes:
+        return self.prefix + b"audit/kept-since"
 
     def leader(self, role: str) -> bytes:
         return self.all_leaders + role.encode()

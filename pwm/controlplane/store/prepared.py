@@ -65,6 +65,9 @@ def prepare(
     commit_id = commit.id.encode()
     for write in commit.writes:
         _prepare_stream(prepared, write, commit_id, keys)
+    for turn in commit.turns:
+        prepared.compares.append(Compare(turn.key, Target.MOD, turn.mod_revision))
+        prepared.operations.append(Put(turn.key, commit_id))
     if commit.claim_names or commit.release_names:
         _prepare_names(prepared, keys)
     if commit.receipt is not None:
@@ -149,6 +152,7 @@ def verdict(prepared: Prepared, found: Mapping[bytes, KeyValue], *, keys: Keys) 
     for key in failed:
         if key.startswith(keys.all_leaders):
             return errors.FenceLost(key)
+    failed += [t.key for t in commit.turns if not _holds(Compare(t.key, Target.MOD, t.mod_revision), found)]
     if failed:
         return errors.GuardFailed(failed[0])
     moved = tuple(

@@ -25,6 +25,7 @@ from pwm.controlplane.errors import ApiError
 from pwm.controlplane.gateway import Gateway, HealthReport
 from pwm.controlplane.queries import Queries
 from pwm.controlplane.services import manifests
+from pwm.controlplane.services.accounts import AccountReader
 from pwm.controlplane.services.applying import Applier
 from pwm.controlplane.services.manifests import MAX_DOCUMENTS, locate, read_request
 from pwm.controlplane.services.resources import ResourceService
@@ -91,7 +92,10 @@ async def server(plane: Plane) -> AsyncIterator[Server]:
     gateway = Gateway(
         services=[
             (by_name["ResourceService"], resources),
-            (by_name["SystemService"], SystemService(clock, authorizer)),
+            (
+                by_name["SystemService"],
+                SystemService(clock, authorizer, accounts=AccountReader(view=plane.view, cluster=cluster)),
+            ),
         ],
         authenticate=authenticate,
         authorize=authorizer.check_call,

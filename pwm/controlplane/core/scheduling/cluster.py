@@ -10,8 +10,11 @@ node may still run it.
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from pwm.api.v1.identity_pb2 import ResourceLimits
 from pwm.api.v1.node_pb2 import Node
 from pwm.api.v1.workload_pb2 import Container
+from pwm.controlplane.core.limits import Account
+from pwm.controlplane.core.scheduling.accounts import Accounts
 from pwm.controlplane.core.scheduling.demand import Demand
 from pwm.controlplane.core.scheduling.nodes import Holding, NodeState, holding_of
 from pwm.controlplane.core.scheduling.scratch import Scratch
@@ -26,6 +29,8 @@ class Cluster:
     def __init__(self) -> None:
         self._states: dict[str, NodeState] = {}
         self.nodes: Mapping[str, NodeState] = MappingProxyType(self._states)
+        # What users and groups have of all this, and how much of it they may have.
+        self.accounts = Accounts()
         self._holdings: dict[str, Holding] = {}
         self._by_node: dict[str, dict[str, Holding]] = {}
         self._spread: dict[str, dict[str, int]] = {}  # workload uid -> node -> its live containers there
@@ -55,9 +60,16 @@ class Cluster:
             self._table = None
             self._forget_answers()
 
+    def set_limits(self, account: Account, limits: ResourceLimits | None) -> None:
+        """The limits of a user or a group as they are now; None: it was removed."""
+        if self.accounts.drop_limits(account) if limits is None else self.accounts.set_limits(account, limits):
+            self._forget_answers()
+
     def set_container(self, container: Container) -> None:
         """A container as it is now; live ones hold, ended ones release."""
         uid = container.metadata.uid
+        if self.accounts.set_container(container):
+            self._forget_answers()
         if container.status.phase not in LIVE:
             self.drop_container(uid)
         elif uid not in self._holdings:
@@ -65,6 +77,8 @@ class Cluster:
 
     def drop_container(self, uid: str) -> None:
         """The container is gone."""
+        if self.accounts.drop_container(uid):
+            self._forget_answers()
         holding = self._holdings.pop(uid, None)
         if holding is None:
             return
@@ -84,6 +98,7 @@ class Cluster:
         """Forget everything, to be told anew."""
         for kept in (self._states, self._holdings, self._by_node, self._spread):
             kept.clear()
+        self.accounts.clear()
         self._table = None
         self._forget_answers()
 

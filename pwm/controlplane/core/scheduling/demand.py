@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from pwm.api.v1.workload_pb2 import Config, Selectors, Workload
+from pwm.controlplane.core.limits import NodeRule
 from pwm.quantity import QuantityError, parse_bytes, parse_cpu
 
 DEFAULT_DRIVER = "pwm.docker"
@@ -39,6 +40,8 @@ class Demand:
     memory_bytes: int | None = None
     affinity: Config.Affinity.ValueType = Config.Fill
     volumes: bool = False
+    # Of the accounts that it counts for: which nodes they may use.
+    rules: tuple[NodeRule, ...] = ()
     # A sentence when the spec cannot be read; such a workload is refused alone and never stops the others.
     invalid: str = ""
     # Demands are looked up far more often than made.

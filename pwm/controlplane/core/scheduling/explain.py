@@ -11,25 +11,49 @@ import numpy as np
 
 from pwm.api.v1.common_pb2 import Reason
 from pwm.api.v1.workload_pb2 import Workload
+from pwm.controlplane.core.limits import HeldBack, whom
+from pwm.controlplane.core.scheduling.accounts import Budget
 from pwm.controlplane.core.scheduling.cluster import Cluster
-from pwm.controlplane.core.scheduling.demand import Demand, demand_of
+from pwm.controlplane.core.scheduling.demand import Demand
 from pwm.controlplane.core.scheduling.scratch import Scratch
 from pwm.controlplane.core.scheduling.suggest import changes_that_help, changes_without_node
 from pwm.controlplane.core.scheduling.survey import Survey
-from pwm.controlplane.core.scheduling.verdicts import Explanation, Refusal, Stage, listed
+from pwm.controlplane.core.scheduling.verdicts import Change, Explanation, Refusal, Stage, listed
 from pwm.quantity import format_bytes
 
 
 def explain(cluster: Cluster, workload: Workload) -> Explanation:
     """Why replicas of the workload that wait do not start, as things are now. Answers are kept until a change."""
-    demand, together = demand_of(workload), 1
+    demand, together = cluster.accounts.demand_of(workload), 1
     if workload.spec.gang:
         count = workload.spec.replica.count if workload.spec.replica.HasField("count") else 1
         together = max(1, count - cluster.live_replicas(workload.metadata.uid))
     known = cluster.explanations.get((demand, together))
     if known is None:
         known = cluster.explanations[demand, together] = explain_demand(cluster.scratch(), demand, together=together)
-    return known
+    held = _held_back(cluster, workload, demand, together)
+    # A limit that is reached is no news to who could not run anyway.
+    return known if held is None or not (held.over or known.possible) else explain_limit(held)
+
+
+def _held_back(cluster: Cluster, workload: Workload, demand: Demand, together: int) -> HeldBack | None:
+    if not cluster.accounts.bounds(workload):
+        return None
+    budget, scratch = Budget(cluster.accounts), cluster.scratch()
+    held = budget.held_back(scratch, demand, workload, together=together)
+    if held is None:
+        screen = scratch.table.screen(demand)
+        fits = scratch.fitting(demand, screen)
+        affordable = budget.affordable(demand, workload, screen)
+        if affordable is not None and not (fits & affordable).any():
+            held = budget.held_back_where_it_fits(scratch, demand, workload, fits=fits)
+    return held
+
+
+def explain_limit(held: HeldBack) -> Explanation:
+    """Why somebody who may have no more of something has to wait, or waits in vain."""
+    change = Change(held.advice, held.fields, at_once=False)
+    return Explanation(held.reason, changes=[change], possible=not held.over)
 
 
 def explain_demand(scratch: Scratch, demand: Demand, *, together: int = 1) -> Explanation:
@@ -184,7 +208,12 @@ def _memory_capacity(survey: Survey, scope: str) -> str:
     return f"{scope} has {amount}; the largest has {has} for containers ({survey.table.names[row]})"
 
 
+def _admitted(survey: Survey, scope: str) -> str:
+    return f"{scope} is open to {whom(survey.demand.rules)}"
+
+
 _NOBODY_HAS: dict[Stage, Callable[[Survey, str], str]] = {
+    Stage.ADMITTED: _admitted,
     Stage.ZONE: _zone,
     Stage.LABEL: _labels,
     Stage.TYPE: _type,

@@ -22,9 +22,11 @@ import numpy as np
 
 from pwm.api.v1.common_pb2 import Resources
 from pwm.api.v1.workload_pb2 import Config
+from pwm.controlplane.core.limits import HeldBack
+from pwm.controlplane.core.scheduling.accounts import Budget
 from pwm.controlplane.core.scheduling.cluster import Cluster
-from pwm.controlplane.core.scheduling.demand import Demand, demand_of
-from pwm.controlplane.core.scheduling.explain import explain_demand
+from pwm.controlplane.core.scheduling.demand import Demand
+from pwm.controlplane.core.scheduling.explain import explain_demand, explain_limit
 from pwm.controlplane.core.scheduling.queue import Waiting, order
 from pwm.controlplane.core.scheduling.scores import best_row
 from pwm.controlplane.core.scheduling.scratch import Scratch, Taken
@@ -60,12 +62,18 @@ class Refusals(Mapping[str, Explanation]):
         self._scratch = scratch
         self._revision = cluster.revision
         self._demands: dict[str, tuple[Demand, int]] = {}
+        self._held_back: dict[str, HeldBack] = {}
         self._known: dict[tuple[Demand, int], Explanation] = {}
 
     def add(self, workload_uid: str, demand: Demand, *, together: int = 1) -> None:
         self._demands.setdefault(workload_uid, (demand, together))
 
+    def add_limit(self, workload_uid: str, held: HeldBack) -> None:
+        self._held_back.setdefault(workload_uid, held)
+
     def __getitem__(self, workload_uid: str) -> Explanation:
+        if workload_uid not in self._demands:
+            return explain_limit(self._held_back[workload_uid])
         asked = self._demands[workload_uid]
         if self._cluster.revision != self._revision:
             self._scratch, self._revision = self._cluster.scratch(), self._cluster.revision
@@ -75,10 +83,10 @@ class Refusals(Mapping[str, Explanation]):
         return self._known[asked]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._demands)
+        return iter(self._demands | self._held_back)
 
     def __len__(self) -> int:
-        return len(self._demands)
+        return len(self._demands | self._held_back)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +106,8 @@ class _Planning:
     """The state of one pass over the queue."""
 
     def __init__(self, cluster: Cluster, *, now_ms: int, seed: int) -> None:
+        self.accounts = cluster.accounts
+        self.budget = Budget(cluster.accounts)
         self.scratch = cluster.scratch()
         self.refusals = Refusals(cluster, self.scratch)
         self.placements: list[Placement] = []
@@ -106,6 +116,7 @@ class _Planning:
         self._full: set[Demand] = set()  # fits nowhere any more
         self._last: tuple[Demand, int] | None = None  # what was placed last, and on which row
         self._reserved = False
+        self._held: HeldBack | None = None  # why the nodes that have room for the last one are too much for it
 
     def run(self, queue: list[Waiting]) -> Plan:
         gangs: dict[str, list[Waiting]] = {}
@@ -123,13 +134,19 @@ class _Planning:
         """Place these, all or none."""
         if not together:
             return
-        demand = demand_of(together[0].workload)
+        workload = together[0].workload
+        demand = self.accounts.demand_of(workload)
+        held = self.budget.held_back(self.scratch, demand, workload, together=len(together))
+        if held is not None:
+            self.refusals.add_limit(workload.metadata.uid, held)
+            return
         placed: list[tuple[Placement, Taken]] = []
         for item in together:
             row = self._row_for(demand, item)
             if row is None:
                 for _, taken in reversed(placed):
                     self.scratch.give_back(taken)
+                    self.budget.give_back(workload, taken)
                 self._refuse(demand, together)
                 return
             placed.append(self._take(demand, item, row))
@@ -139,16 +156,21 @@ class _Planning:
         if demand in self._full:
             return None
         screen = self.scratch.table.screen(demand)
+        affordable = self.budget.affordable(demand, item.workload, screen)
         # The node that was filled last is still the fullest that could do, unless it does no more.
         if self._last is not None and demand is self._last[0] and demand.affinity == Config.Fill:
             row = self._last[1]
-            if self.scratch.fits_at(row, demand, screen):
+            if self.scratch.fits_at(row, demand, screen) and (affordable is None or affordable[row]):
                 return row
         fits = self.scratch.fitting(demand, screen)
+        if affordable is not None and fits.any():
+            self._held = self.budget.held_back_where_it_fits(self.scratch, demand, item.workload, fits=fits)
+            fits &= affordable
         return best_row(self.scratch, fits, demand=demand, waiting=item, seed=self.seed)
 
     def _take(self, demand: Demand, item: Waiting, row: int) -> tuple[Placement, Taken]:
         taken = self.scratch.take(row, demand, workload_uid=item.workload.metadata.uid)
+        self.budget.take(item.workload, taken)
         self._last = (demand, row)
         resources = Resources(cpu_millis=taken.cpu_millis, memory_bytes=taken.memory_bytes, gpus=len(taken.gpus))
         gpu_uuids = tuple(gpu.uuid for gpu in taken.gpus)
@@ -156,6 +178,10 @@ class _Planning:
 
     def _refuse(self, demand: Demand, together: list[Waiting]) -> None:
         self._last = None
+        if self._held is not None:  # it would fit, but on nodes where its share is more than it may have
+            self.refusals.add_limit(together[0].workload.metadata.uid, self._held)
+            self._held = None
+            return
         if len(together) == 1:
             self._full.add(demand)
         self.refusals.add(together[0].workload.metadata.uid, demand, together=len(together))

@@ -3,6 +3,7 @@
 import re
 
 from pwm.api.v1.workload_pb2 import Config, ContainerSpec, Image, Workload
+from pwm.controlplane.core.limits import owner_of
 from pwm.controlplane.core.scheduling.demand import DEFAULT_DRIVER, SIZE_MAX, is_any
 from pwm.controlplane.core.scheduling.plan import POLICY_VERSION, Placement
 from pwm.quantity import parse_bytes, parse_duration
@@ -41,6 +42,7 @@ def container_spec(workload: Workload, placement: Placement, *, revision: int) -
         policy_version=POLICY_VERSION,
         failures_before=placement.waiting.failures,
         on_node_lost=spec.on_node_lost,
+        owner=owner_of(workload),
     )
     _copy_config(config, container)
     return container

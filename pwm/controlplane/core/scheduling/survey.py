@@ -38,7 +38,8 @@ class Survey:
         self.rows: Ints = np.arange(len(self.table.names))
         if demand.node:
             self.rows = np.array([self.table.rows[demand.node]])
-        self._selected = [self.table.answers(selector, demand) for selector in SELECTORS]
+        self._selected = [self.table.admitted(demand.rules)] if demand.rules else []
+        self._selected += [self.table.answers(selector, demand) for selector in SELECTORS]
         self._ready = self.table.answers(READINESS, demand)
         self.refusals = [*self.table.refusals]  # all that those answers point at; more is added here
         self.said: Ints = np.full(len(self.table.names), PASSES)

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pwm.api.v1.common_pb2 import Reason
+from pwm.controlplane.core.limits import NodeRule, node_refusal
 from pwm.controlplane.core.scheduling.demand import CORE_MILLIS, Demand
 from pwm.controlplane.core.scheduling.filters import READINESS, SELECTORS, Filter, model_matches
 from pwm.controlplane.core.scheduling.nodes import GPUModel, NodeKind, NodeState
 from pwm.controlplane.core.scheduling.shares import Ints, needs
-from pwm.controlplane.core.scheduling.verdicts import Refusal
+from pwm.controlplane.core.scheduling.verdicts import Refusal, Stage
 
 Bools = npt.NDArray[np.bool_]
 
@@ -38,6 +40,8 @@ class Screen:
     memory_bytes: Ints
     models: tuple[int, ...]  # GPU models that will do, as rows of `model_gpus`
     any_model: bool  # every model will do
+    # CPU and memory where it takes the least of the usable rows; what it says itself where there is none.
+    least: tuple[int, int]
 
 
 class Table:
@@ -57,6 +61,7 @@ class Table:
         self._kind_places: dict[NodeKind, int] = {}
         self._screens: dict[Demand, Screen] = {}
         self._answers: dict[tuple[Filter, Hashable], Ints] = {}
+        self._admitted: dict[tuple[NodeRule, ...], Ints] = {}
         self._amounts: dict[Hashable, tuple[Ints, Ints]] = {}
 
         self.kind = np.zeros(rows, np.int64)
@@ -133,6 +138,8 @@ class Table:
             usable &= self.answers(selector, demand) == PASSES
         if demand.invalid or demand.volumes:
             usable[:] = False
+        if demand.rules:
+            usable &= self.admitted(demand.rules) == PASSES
         if demand.node:
             row = self.rows.get(demand.node)
             found = row is not None and bool(usable[row])
@@ -141,7 +148,11 @@ class Table:
                 usable[row] = found
         cpu, memory = self._needs(demand)
         models = tuple(at for at, model in enumerate(self.models) if model_matches(demand, model))
-        return Screen(usable, cpu, memory, models, len(models) == len(self.models))
+        if usable.any():
+            least = int(cpu[usable].min()), int(memory[usable].min())
+        else:
+            least = demand.cpu_millis or 0, demand.memory_bytes or 0
+        return Screen(usable, cpu, memory, models, len(models) == len(self.models), least)
 
     def answers(self, selector: Filter, demand: Demand) -> Ints:
         """What each row says to one filter: a place in `refusals`, or PASSES."""
@@ -150,6 +161,15 @@ class Table:
         if answers is None:
             said = [self.place_of(selector.refuse(demand, kind)) for kind in self.kinds]
             answers = self._answers[key] = np.array(said, np.int64)[self.kind]
+        return answers
+
+    def admitted(self, rules: tuple[NodeRule, ...]) -> Ints:
+        """What each row says to who may use some nodes only: a place in `refusals`, or PASSES."""
+        answers = self._admitted.get(rules)
+        if answers is None:
+            said = (node_refusal(rules, name) for name in self.names)
+            refused = [Refusal(Stage.ADMITTED, Reason.NODE_NOT_ALLOWED, why) if why else None for why in said]
+            answers = self._admitted[rules] = np.array([self.place_of(refusal) for refusal in refused], np.int64)
         return answers
 
     def place_of(self, refusal: Refusal | None) -> int:
@@ -177,8 +197,9 @@ class Table:
             self._screens.clear()
         if len(self._amounts) >= beyond:
             self._amounts.clear()
-        if len(self._answers) >= beyond:  # with the refusals that they point at
+        if len(self._answers) + len(self._admitted) >= beyond:  # with the refusals that they point at
             self._answers.clear()
+            self._admitted.clear()
             self.refusals.clear()
             self._refusal_places.clear()
 

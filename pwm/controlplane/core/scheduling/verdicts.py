@@ -17,6 +17,7 @@ from pwm.api.v1.common_pb2 import Reason
 class Stage(IntEnum):
     """The filters in their order."""
 
+    ADMITTED = 0
     ZONE = 1
     LABEL = 2
     TYPE = 3
