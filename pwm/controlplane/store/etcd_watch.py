@@ -1,10 +1,11 @@
 """A watch on etcd that loses nothing, whatever happens to members and connections.
 
 What is delivered is whole revisions in order, each once. After any break the watch starts again at the last
-delivered revision + 1, on another member if need be. Four traps of etcd are handled here:
+delivered revision + 1, on another member if need be. Traps of etcd that are handled here:
 
 - the header of the `created` answer carries the store's revision, which says nothing of what was delivered;
-- a large revision arrives in fragments, which must be joined before its revision counts as delivered;
+- a large revision arrives in fragments, which must be joined before its revision counts as delivered; they are
+  made in quadratic time, so one of very many events (`retention.py` makes none) looks like silence for long;
 - a member restored from a snapshot may send old revisions again (etcd issue 15271), which are dropped;
 - the answer to a progress request may overtake events (etcd issue 15220, fixed in 3.4.25 and 3.5.8), so it
   proves only that the connection lives. etcd's own periodic marks are in order and do count.
