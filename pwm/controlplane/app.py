@@ -63,6 +63,7 @@ async def run(config: ControllerConfig, stop: asyncio.Event) -> None:
             peer_token=secrets.token_urlsafe(32),
             clock=clock,
             times=config.times,
+            audit_kept_ms=config.audit_keep_ms,
         )
         await stack.enter_async_context(plane.store)
         async with asyncio.TaskGroup() as group:
@@ -90,7 +91,12 @@ async def _serve(config: ControllerConfig, plane: ControlPlane, kv: EtcdKV) -> N
     server = grpc.aio.server(options=GRPC_OPTIONS)
     agent_pb2_grpc.add_AgentServiceServicer_to_server(plane.dispatcher, server)
     peer_pb2_grpc.add_PeerServiceServicer_to_server(plane.peer_door, server)
-    door = Doorkeeper(config.door, proxies=config.trusted_proxies, unlimited=plane.authorizer.runs_the_cluster)
+    door = Doorkeeper(
+        config.door,
+        proxies=config.trusted_proxies,
+        unlimited=plane.authorizer.runs_the_cluster,
+        journal=plane.audit,
+    )
     gateway = Gateway(
         services=plane.services(),
         authenticate=plane.authenticator.user,

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import grpc
 
@@ -196,15 +196,26 @@ def _reader(path: str) -> Callable[[object], str]:
     return attrgetter(path) if path else lambda request: ""
 
 
+def _name_in(request: object) -> str:
+    name = getattr(request, "name", "")
+    return name if isinstance(name, str) else ""
+
+
 # (verb, kind, group, name)
 _Question: TypeAlias = tuple[str, str, str, str]
+
+
+class Denied(Protocol):
+    def __call__(self, principal: Principal, *, verb: str, kind: str, group: str, name: str) -> None: ...
 
 
 class Authorizer:
     """Whether a principal may call an rpc, and whether it may see or touch an item."""
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: View, *, denied: Denied | None = None) -> None:
+        """`denied` is told of each refusal."""
         self._view = view
+        self._denied = denied
         self.roles: Mapping[str, Role] = _RolesByName(view)
         # What has been decided, by the user's uid, as long as no user and no role changes.
         self._decided: dict[str, dict[_Question, bool]] = {}
@@ -239,11 +250,20 @@ class Authorizer:
         group = ""
         if rule.grouped:
             group = rule.group_of(request) or principal.default_group
-        self.require(principal, verb=rule.verb, kind=kind, group=group, name=rule.name_of(request))
+        self.require(
+            principal, verb=rule.verb, kind=kind, group=group, name=rule.name_of(request), about=_name_in(request)
+        )
 
-    def require(self, principal: Principal, *, verb: str, kind: str, group: str = "", name: str = "") -> None:
-        """Raises ApiError PERMISSION_DENIED unless the principal holds the verb."""
+    def require(
+        self, principal: Principal, *, verb: str, kind: str, group: str = "", name: str = "", about: str = ""
+    ) -> None:
+        """Raises ApiError PERMISSION_DENIED unless the principal holds the verb.
+
+        `about`: what it is wanted for, to be written down, when that does not matter to the question.
+        """
         if not self.may(principal, verb=verb, kind=kind, group=group, name=name):
+            if self._denied is not None:
+                self._denied(principal, verb=verb, kind=kind, group=group, name=name or about)
             where = f" in group {group}" if group and kind not in authz.CLUSTER_KINDS else ""
             what = f" {name}" if name and kind in authz.OWN_KINDS else ""
             raise refused(

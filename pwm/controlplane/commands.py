@@ -13,6 +13,7 @@ share one name space per group, so that a name says what it is.
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import grpc
 import structlog
@@ -64,6 +65,16 @@ _SINCE = {
 Decide = Callable[[], Sequence[Change]]
 
 
+class Witness(Protocol):
+    """Writes down who changed what (`audit`)."""
+
+    def origin(self, actor: Actor) -> bytes:
+        """From where the actor's change comes, to be kept with it; b"": from nobody's call."""
+        ...
+
+    def changed(self, commit: Commit, revision: int) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What a command did. `revision` is the view's own when nothing had to change."""
@@ -83,10 +94,17 @@ class NameInUse(Exception):
 
 class Commands:
     def __init__(
-        self, *, store: EventStore, view: View, clock: Clock, versions: Callable[[], Iterable[str]] = lambda: (VERSION,)
+        self,
+        *,
+        store: EventStore,
+        view: View,
+        clock: Clock,
+        versions: Callable[[], Iterable[str]] = lambda: (VERSION,),
+        witness: Witness | None = None,
     ) -> None:
         """`versions` are those of the replicas that are here, which all have to heed what is written."""
         self._versions = versions
+        self._witness = witness
         self._store = store
         self._view = view
         self._clock = clock
@@ -130,6 +148,8 @@ class Commands:
                 raise invalid(str(error), next_step="make the document smaller") from error
             except store_errors.KVError as error:
                 raise _out_of_reach(error) from error
+            if self._witness is not None:
+                self._witness.changed(commit, revision)
             await self._read_back(revision)
             return Outcome(revision, tuple(changes))
         raise conflict("others keep changing the same resource", next_step="try again")
@@ -261,6 +281,7 @@ class Commands:
             release_names=tuple(released),
             guards=guards,
             receipt=receipt,
+            origin=self._witness.origin(actor) if self._witness is not None else b"",
         )
 
     def _refuse_what_some_do_not_know(self, changes: Sequence[Change]) -> None:

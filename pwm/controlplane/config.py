@@ -31,6 +31,8 @@ class ControllerConfig:
     self_fence_ms: int = 0
     # Streams (watches, logs, shells) that one user may have open at this replica.
     streams_per_user: int = 1_000
+    # How long it is kept who did what.
+    audit_keep_ms: int = 30 * 86_400_000
     # What one address may ask of this replica (core/door.py). 0: no limit, and no bans.
     rate_limit: int = 30
     rate_burst: int = 300

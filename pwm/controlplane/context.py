@@ -3,8 +3,12 @@
 The generated servicers expect gRPC's own context, which is made for network calls. The gateway calls
 services in process, and they need five things only, so this is all they get. Cancellation is asyncio's: when
 the client goes away or the deadline passes, the call's task is cancelled.
+
+Which call it is that something is done for is known to all that runs for it (`CALL`): what is written down about
+changes and denials must not depend on every service passing it on.
 """
 
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,3 +28,7 @@ class CallContext:
     idempotency_key: str = ""
     request_id: str = ""
     deadline: float | None = None
+
+
+# None: this is done for nobody's call, as by a controller's loop.
+CALL: ContextVar[CallContext | None] = ContextVar("call", default=None)

@@ -18,10 +18,11 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from pwm.api.v1 import services_pb2
 from pwm.controlplane.agents import Agents
+from pwm.controlplane.audit import Audit, AuditLog
 from pwm.controlplane.auth import Authenticator, Authorizer
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import Commands
-from pwm.controlplane.controllers.chores import keep_retention, watch_space
+from pwm.controlplane.controllers.chores import DEFAULT_AUDIT_KEPT_MS, keep_audit, keep_retention, watch_space
 from pwm.controlplane.controllers.nodes import NodeController
 from pwm.controlplane.controllers.tokens import forget_tokens
 from pwm.controlplane.controllers.workloads import WorkloadController
@@ -42,6 +43,7 @@ from pwm.controlplane.roles import CHORES, ZONE_PREFIX, Roles
 from pwm.controlplane.services.accounts import AccountReader
 from pwm.controlplane.services.admin import AdminService
 from pwm.controlplane.services.applying import Applier
+from pwm.controlplane.services.audit import AuditReader
 from pwm.controlplane.services.cluster_status import ClusterStatus
 from pwm.controlplane.services.drill import Drill
 from pwm.controlplane.services.earlier_events import EarlierEvents
@@ -87,6 +89,7 @@ class ControlPlane:
         address: str,
         clock: Clock,
         times: NodeTimes = DEFAULT_TIMES,
+        audit_kept_ms: int = DEFAULT_AUDIT_KEPT_MS,
         peer_address: str = "",
         peer_token: str = "",
         dial_peer: Dial = dial_insecure,
@@ -111,7 +114,11 @@ class ControlPlane:
         self.view = View()
         self.cluster = Cluster()
         self.view.observe(self._account)
-        self.commands = Commands(store=self.store, view=self.view, clock=clock, versions=self._versions)
+        self.audit = Audit(kv, keys=keys, clock=clock, replica=replica)
+        self.audit_log = AuditLog(kv, keys=keys)
+        self.commands = Commands(
+            store=self.store, view=self.view, clock=clock, versions=self._versions, witness=self.audit
+        )
         self.follower = Follower(
             store=self.store, view=self.view, clock=clock, on_loaded=self._account_all, custody=self.lineage
         )
@@ -133,7 +140,7 @@ class ControlPlane:
         )
         self.token_uses = TokenUses(kv, keys=keys, clock=clock)
         self.authenticator = Authenticator(view=self.view, clock=clock, note_use=self.token_uses.note)
-        self.authorizer = Authorizer(self.view)
+        self.authorizer = Authorizer(self.view, denied=self.audit.denied)
         self.dispatcher = Dispatcher(
             replica=replica,
             view=self.view,
@@ -161,6 +168,7 @@ class ControlPlane:
             stale_since_ms=self.stale_since_ms,
         )
         self._keys = keys
+        self._audit_kept_ms = audit_kept_ms
 
     def _versions(self) -> list[str]:
         """Of all replicas that are here."""
@@ -183,6 +191,9 @@ class ControlPlane:
     async def _lead_chores(self, fence: Guard) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(keep_retention(Retention(self.kv, self.store), clock=self.clock, fence=fence))
+            group.create_task(
+                keep_audit(self.kv, keys=self._keys, clock=self.clock, fence=fence, kept_ms=self._audit_kept_ms)
+            )
             group.create_task(
                 forget_tokens(
                     view=self.view, commands=self.commands, clock=self.clock, uses=self.token_uses, fence=fence
@@ -234,6 +245,7 @@ class ControlPlane:
             group.create_task(self.roles.run())
             group.create_task(self.peers.run())
             group.create_task(self.token_uses.run())
+            group.create_task(self.audit.run())
             group.create_task(self._listen())
 
     async def _ping(self) -> None:
@@ -313,6 +325,7 @@ class ControlPlane:
                 view=view, queries=self.queries, agents=self.agents, authorizer=self.authorizer, clock=clock
             ),
             "EventService": EventService(
+                audit=AuditReader(log=self.audit_log, authorizer=self.authorizer, clock=clock),
                 view=view,
                 store=self.store,
                 authorizer=self.authorizer,
@@ -351,6 +364,7 @@ class ControlPlane:
         return AdminService(
             view=self.view,
             store=self.store,
+            audit_log=self.audit_log,
             commands=self.commands,
             clock=self.clock,
             presence=self.presence,
@@ -374,6 +388,6 @@ class ControlPlane:
             agents=self.agents,
             explainer=explainer,
             logs=LogReader(view=self.view, agents=self.agents, clock=self.clock),
-            bridge=ExecBridge(view=self.view, agents=self.agents, authorizer=self.authorizer),
+            bridge=ExecBridge(view=self.view, agents=self.agents, authorizer=self.authorizer, audit=self.audit),
             authorizer=self.authorizer,
         )

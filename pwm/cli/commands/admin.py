@@ -123,6 +123,9 @@ def verify(invocation: Invocation, *, output: str | None) -> int:
             f"{int(answer.get('events') or 0)} events of {int(answer.get('streams') or 0)} resources folded"
             + (f", {partial} of them from a snapshot on" if partial else "")
         )
+        invocation.say(f"{int(answer.get('audited') or 0)} entries of the audit followed")
+        if unaudited := int(answer.get("unaudited") or 0):
+            invocation.say(f"  {unaudited} changes are not in it: a controller was killed before it wrote them down")
         for difference in differences:
             invocation.say(f"  differs: {harmless(str(difference))}")
         invocation.say(f"{len(differences)} differ" if differences else "all as they should be")

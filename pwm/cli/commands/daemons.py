@@ -39,6 +39,7 @@ CONTROLLER_SETTINGS = (
     Setting(
         "streams_per_user", "Watches, logs and shells that one user may have open here.", metavar="N", convert=int,
     ),
+    Setting("audit_keep", "How long it is kept who did what; 30d.", metavar="TIME", convert=duration),
     Setting("rate_limit", "Requests a second from one address; 30, 0: any number.", metavar="N", convert=whole),
     Setting("rate_burst", "Requests at once from one address, after a pause; 300.", metavar="N", convert=positive),
     Setting("ban_after", "Wrong tokens after which an address is banned; 3, 0: never.", metavar="N", convert=whole),
@@ -93,7 +94,7 @@ def controller(invocation: Invocation, **given: Any) -> int:
     for name, field in (("http", "http"), ("agents", "agent")):
         if name in values:
             values[f"{field}_host"], values[f"{field}_port"] = split_address(values.pop(name))
-    for name in ("node_grace", "node_lost_after", "self_fence", "ban_time"):
+    for name in ("node_grace", "node_lost_after", "self_fence", "ban_time", "audit_keep"):
         if name in values:
             values[f"{name}_ms"] = values.pop(name)
     if "trusted_proxy" in values:

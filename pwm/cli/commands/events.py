@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pwm.cli import exit_codes
-from pwm.cli.command import ALL_GROUPS, SCOPE, Argument, Command, Option, whole_number
+from pwm.cli.command import ALL_GROUPS, SCOPE, Argument, Command, Option, seconds, whole_number
 from pwm.cli.errors import OUT_OF_RANGE, UNAVAILABLE, NoServerError, ServerError, UsageError
 from pwm.cli.http1 import TransportError
 from pwm.cli.selection import kind_and_names
@@ -17,10 +17,25 @@ if TYPE_CHECKING:
     from pwm.cli.invocation import Invocation
 
 
+# As the API names them, by what people write.
+ACTIONS = ("change", "denied", "login", "login_failed", "banned", "shell_began", "shell_ended", "lost")
+
+
 def events(
-    invocation: Invocation, *, words: tuple[str, ...], follow: bool, limit: int | None, output: str | None
+    invocation: Invocation,
+    *,
+    words: tuple[str, ...],
+    follow: bool,
+    limit: int | None,
+    output: str | None,
+    audit: bool,
+    **only: str | None,
 ) -> int:
     """Events of one resource, of one kind, or of everything the caller may see."""
+    if audit:
+        return _audit(invocation, words=words, follow=follow, limit=limit, output=output, **only)
+    if any(only.values()):
+        raise UsageError("--user, --address, --action and --since go with --audit")
     query = {name: value for name, value in invocation.scope().items() if name != "zone"}
     query |= {"limit": limit, "follow": follow}
     if words:
@@ -43,6 +58,42 @@ def events(
         if follow:
             invocation.out.flush()
     return exit_codes.DONE
+
+
+def _audit(
+    invocation: Invocation,
+    *,
+    words: tuple[str, ...],
+    follow: bool,
+    limit: int | None,
+    output: str | None,
+    **only: str | None,
+) -> int:
+    """Who did what, from where and with which token."""
+    from pwm.cli.render import harmless, to_json, to_yaml
+
+    if words or follow:
+        raise UsageError(
+            "the audit is listed as a whole, and not followed",
+            next_step="--user, --address, --action and --since say what of it.",
+        )
+    action = only.pop("action")
+    query = {**only, "limit": limit, "actions": action.upper() if action else None}
+    answer = invocation.client.call("GET", "/v1/audit", query=query)
+    if output == "json":
+        invocation.say(to_json(answer.get("entries") or []))
+    elif output == "yaml":
+        invocation.out.write(to_yaml(answer.get("entries") or []))
+    elif not answer.get("text"):
+        invocation.note("nothing that you may see")
+    for line in str(answer.get("text", "")).splitlines() if output is None else ():
+        invocation.say(harmless(line))
+    return exit_codes.DONE
+
+
+def _age(text: str) -> str:
+    """`10m`, as the API writes it."""
+    return f"{seconds(text):.3f}s"
 
 
 def _once(invocation: Invocation, query: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -134,6 +185,11 @@ COMMANDS = {
             Option("follow", "-f", "--follow", "-w", help="Go on with new ones, until Ctrl-C.", flag=True),
             Option("limit", "-n", "--limit", help="At most so many, the newest.", metavar="N", convert=whole_number),
             Option("output", "-o", "--output", help="Format.", choices=("json", "yaml")),
+            Option("audit", "--audit", help="Who did what, from where: changes, denials, log-ins, shells.", flag=True),
+            Option("user", "--user", help="With --audit: only of this user.", metavar="USER"),
+            Option("address", "--address", help="With --audit: only from this address.", metavar="ADDRESS"),
+            Option("action", "--action", help="With --audit: only these.", choices=ACTIONS),
+            Option("since", "--since", help="With --audit: only what is younger.", metavar="TIME", convert=_age),
             ALL_GROUPS,
             *SCOPE,
         ),

@@ -1,5 +1,5 @@
-"""The cluster leader's chores: retention of the log. Every replica besides looks after etcd's space by itself,
-because no leader can be elected once etcd refuses new leases."""
+"""The cluster leader's chores: retention of the log and of the audit. Every replica besides looks after etcd's space by
+itself, because no leader can be elected once etcd refuses new leases."""
 
 import asyncio
 from contextlib import suppress
@@ -10,13 +10,18 @@ from pwm.controlplane.clock import Clock
 from pwm.controlplane.store import errors as store_errors
 from pwm.controlplane.store.commits import Guard
 from pwm.controlplane.store.guarded import GuardedKV
-from pwm.controlplane.store.retention import Retention
+from pwm.controlplane.store.keys import Keys
+from pwm.controlplane.store.kv import KV, Delete, Put
+from pwm.controlplane.store.prepared import guard_compare
+from pwm.controlplane.store.retention import DAY_MS, Retention
 from pwm.controlplane.store.space import look_after_space
 
 log = structlog.get_logger(__name__)
 
 # A pass reads every head's version: cheap enough each ten minutes, often enough for a log that fills slowly.
 RETENTION_EVERY_S = 600.0
+# A guess is looked into within weeks. A cluster of many changes writes some 3 MB a day.
+DEFAULT_AUDIT_KEPT_MS = 30 * DAY_MS
 # Looked at this often, or as soon as something was refused for want of space, but not without a pause in between:
 # making room costs etcd a moment in which it does nothing else.
 SPACE_EVERY_S = 20.0
@@ -32,6 +37,28 @@ async def keep_retention(retention: Retention, *, clock: Clock, fence: Guard) ->
             log.info("retention", trimmed=report.trimmed_events, dropped=report.dropped_streams, to=report.compacted_to)
         except store_errors.KVError as error:
             log.warning("retention waits", why=str(error))
+
+
+async def keep_audit(kv: KV, *, keys: Keys, clock: Clock, fence: Guard, kept_ms: int) -> None:
+    """Until cancelled. Raises FenceLost when another replica leads."""
+    while True:
+        await asyncio.sleep(RETENTION_EVERY_S)
+        try:
+            await drop_old_audit(kv, keys=keys, fence=fence, before_ms=clock.now_ms() - kept_ms)
+        except store_errors.KVError as error:
+            log.warning("retention of the audit waits", why=str(error))
+
+
+async def drop_old_audit(kv: KV, *, keys: Keys, fence: Guard, before_ms: int) -> None:
+    """Drops what is older, and says that it did. Raises FenceLost, KVError."""
+    oldest = await kv.range(keys.all_audit, keys.audit_from(before_ms), limit=1, keys_only=True)
+    if not oldest.kvs:
+        return
+    drop = Delete(keys.all_audit, keys.audit_from(before_ms))
+    result = await kv.txn([guard_compare(fence)], [Put(keys.audit_kept_since, b"%d" % before_ms), drop])
+    if not result.succeeded:
+        raise store_errors.FenceLost(fence.key)
+    log.info("dropped old entries of the audit", before_ms=before_ms)
 
 
 async def watch_space(kv: GuardedKV) -> None:

@@ -13,25 +13,19 @@ Each replica counts for itself: what it would take to count together is worth mo
 import math
 import time
 from collections.abc import Callable, Iterable
-from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import ip_network
 from typing import Any, Protocol
 
 import structlog
 from aiohttp import web
 
+from pwm.controlplane.core.addresses import neighbourhood, parsed, plain
 from pwm.controlplane.core.door import NO_LIMITS, Door, DoorLimits
 from pwm.controlplane.errors import ApiError, LoginFailed
 from pwm.controlplane.gateway.failures import Code, HttpError
 
-# Whoever has one IPv6 address has all of its network: they count as one.
-IPV6_NEIGHBOURHOOD_BITS = 64
-# Addresses taken apart; more than come at one time.
-MOST_ADDRESSES = 20_000
 # Proxies in a row that are believed, each naming the one before it.
 MOST_PROXIES = 16
-
-Network = IPv4Network | IPv6Network
 
 log = structlog.get_logger(__name__)
 
@@ -159,35 +153,9 @@ class Doorkeeper:
         return HttpError(Code.RESOURCE_EXHAUSTED, message, status=429, headers=headers, next_step=next_step)
 
     def _is_proxy(self, address: str) -> bool:
-        parsed = _parsed(address)
-        return parsed is not None and any(parsed in network for network in self._proxies)
+        ip = parsed(address)
+        return ip is not None and any(ip in network for network in self._proxies)
 
 
 def _retry_after(wait_s: float) -> dict[str, str]:
     return {"Retry-After": str(math.ceil(wait_s))}
-
-
-@lru_cache(MOST_ADDRESSES)
-def _parsed(text: str) -> IPv4Address | IPv6Address | None:
-    try:
-        return ip_address(text)
-    except ValueError:
-        return None
-
-
-@lru_cache(MOST_ADDRESSES)
-def plain(text: str) -> str:
-    """An address as everybody writes it: `::ffff:10.0.0.1` is 10.0.0.1; "" for what is none."""
-    parsed = _parsed(text.partition("%")[0])
-    if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:
-        return str(parsed.ipv4_mapped)
-    return str(parsed) if parsed is not None else ""
-
-
-@lru_cache(MOST_ADDRESSES)
-def neighbourhood(address: str) -> str:
-    """What counts as one address."""
-    parsed = _parsed(address)
-    if isinstance(parsed, IPv6Address):
-        return str(ip_network((parsed, IPV6_NEIGHBOURHOOD_BITS), strict=False))
-    return address

@@ -26,7 +26,7 @@ from prometheus_client import CollectorRegistry
 
 import pwm
 from pwm.api.v1.access_pb2 import Access
-from pwm.controlplane.context import CallContext
+from pwm.controlplane.context import CALL, CallContext
 from pwm.controlplane.errors import ApiError
 from pwm.controlplane.gateway import failures, requests, responses, streams, websocket
 from pwm.controlplane.gateway.decoding import Decoder
@@ -224,6 +224,7 @@ class Gateway:
             request_id=request_id,
             deadline=requests.deadline(request),
         )
+        CALL.set(context)
         if rpc.call is None:
             raise ApiError(Code.UNIMPLEMENTED, f"{rpc.name} is not offered by this controller")
         if rpc.bidirectional:
@@ -325,7 +326,9 @@ class Gateway:
 
     async def _admit_page(self, request: web.BaseRequest, access: Access, name: str) -> None:
         """Lets a caller see a page that is no rpc; ApiError if not."""
-        principal = await self._identify(requests.bearer_token(request), self._door.address(request))
+        peer = self._door.address(request)
+        principal = await self._identify(requests.bearer_token(request), peer)
+        CALL.set(CallContext(principal=principal, peer=peer))
         self._authorize(principal, access, access, name)
 
 

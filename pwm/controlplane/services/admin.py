@@ -6,6 +6,7 @@ from pwm import lifecycle
 from pwm.api.v1 import services_pb2 as api
 from pwm.api.v1.events_pb2 import TokenIssued
 from pwm.api.v1.identity_pb2 import TokenSpec
+from pwm.controlplane.audit import AuditLog
 from pwm.controlplane.auth import Authorizer, new_token, token_uid
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import Commands, timestamp
@@ -31,6 +32,7 @@ class AdminService:
         *,
         view: View,
         store: EventStore,
+        audit_log: AuditLog,
         commands: Commands,
         clock: Clock,
         presence: Presence,
@@ -41,6 +43,7 @@ class AdminService:
     ) -> None:
         self._view = view
         self._store = store
+        self._audit_log = audit_log
         self._commands = commands
         self._clock = clock
         self._presence = presence
@@ -61,7 +64,7 @@ class AdminService:
 
     async def Verify(self, request: api.VerifyRequest, context: CallContext) -> api.VerifyResponse:
         try:
-            return await verify(self._store, self._view)
+            return await verify(self._store, self._view, self._audit_log)
         except store_errors.StoreError as error:
             raise unavailable(f"the log cannot be read now: {error}") from error
 

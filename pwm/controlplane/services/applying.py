@@ -97,7 +97,13 @@ class Applier:
         )
         revision = 0
         try:
-            self._authorizer.require(principal, verb="apply", kind=parsed.kind, group=message.metadata.group)
+            self._authorizer.require(
+                principal,
+                verb="apply",
+                kind=parsed.kind,
+                group=message.metadata.group,
+                about=message.metadata.name,
+            )
             sight = Sight(self._authorizer, principal)
             self._check_references(parsed, sight)
             check_use(parsed.message, sight, name=principal.name)

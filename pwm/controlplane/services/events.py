@@ -12,11 +12,13 @@ from contextlib import aclosing
 import grpc
 
 from pwm.api.v1 import services_pb2 as api
+from pwm.api.v1.audit_pb2 import ListAuditRequest, ListAuditResponse
 from pwm.api.v1.events_pb2 import Event
 from pwm.controlplane.auth import Authorizer, canonical_kind
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.context import CallContext
 from pwm.controlplane.errors import ApiError, unavailable
+from pwm.controlplane.services.audit import AuditReader
 from pwm.controlplane.services.earlier_events import EarlierEvents, from_stored
 from pwm.controlplane.services.event_text import line
 from pwm.controlplane.services.pulse import Pulse
@@ -38,12 +40,14 @@ class EventService:
         authorizer: Authorizer,
         clock: Clock,
         stale_since_ms: Callable[[], int],
+        audit: AuditReader,
         earlier: EarlierEvents,
     ) -> None:
         self._view = view
         self._earlier = earlier
         self._store = store
         self._authorizer = authorizer
+        self._audit = audit
         self._pulse = Pulse(clock=clock, stale_since_ms=stale_since_ms)
 
     async def ListEvents(
@@ -76,6 +80,9 @@ class EventService:
                 except Resync:
                     await self._view.wait_for(reached)
                     after = reached
+
+    async def ListAudit(self, request: ListAuditRequest, context: CallContext) -> ListAuditResponse:
+        return await self._audit.read(request, context)
 
     # ---- what has happened already
 

@@ -15,6 +15,7 @@ from pwm.api.v1 import services_pb2 as api
 from pwm.api.v1.agent_pb2 import ExecSession, OpenStream, RelayError, RelayResponse, StartExec
 from pwm.api.v1.workload_pb2 import Container, ContainerStatus, Workload
 from pwm.controlplane.agentlink import AgentLink, AgentRefused, AgentUnreachable, RelayStream
+from pwm.controlplane.audit import Audit
 from pwm.controlplane.auth import Authorizer
 from pwm.controlplane.context import CallContext
 from pwm.controlplane.errors import ApiError, invalid, not_found, unavailable
@@ -31,10 +32,11 @@ _FIND_SHELL = "for s in bash zsh ash; do command -v $s >/dev/null 2>&1 && exec $
 
 
 class ExecBridge:
-    def __init__(self, *, view: View, agents: AgentLink, authorizer: Authorizer) -> None:
+    def __init__(self, *, view: View, agents: AgentLink, authorizer: Authorizer, audit: Audit) -> None:
         self._view = view
         self._agents = agents
         self._authorizer = authorizer
+        self._audit = audit
 
     async def run(
         self, requests: AsyncIterator[api.ExecRequest], context: CallContext
@@ -60,15 +62,20 @@ class ExecBridge:
         try:
             async with self._agents.open(container.spec.node, OpenStream(exec=question)) as stream:
                 pump = asyncio.ensure_future(_pump(requests, stream))
+                self._audit.shell(context, group=group, container=container.metadata.name)
+                ended = "left"
                 try:
                     async for frame in stream:
                         output = frame.exec
                         if output.HasField("attached"):
                             output.attached.container = container.metadata.name
+                        if output.HasField("exit_code"):
+                            ended = f"exit code {output.exit_code}"
                         yield api.ExecResponse(output=output)
                         if output.HasField("exit_code") and not start.HasField("session"):
                             return
                 finally:
+                    self._audit.shell(context, group=group, container=container.metadata.name, ended=ended)
                     pump.cancel()
                     await asyncio.gather(pump, return_exceptions=True)
         except AgentUnreachable as error:

@@ -91,6 +91,8 @@ class Commit:
     guards: tuple[Guard, ...] = ()
     turns: tuple[Turn, ...] = ()
     receipt: ReceiptWrite | None = None
+    # Kept with each of its events, and no part of them: from where they were wished for.
+    origin: bytes = b""
 
 
 @dataclass(slots=True)
@@ -125,6 +127,7 @@ class StoredEvent:
     revision: int
     position: int
     event: bytes
+    origin: bytes = b""
 
 
 @dataclass(slots=True)

@@ -193,7 +193,7 @@ class EventStore:
             for kv in page.kvs:
                 record = Record.FromString(kv.value)
                 _, version = self.keys.parse_event(kv.key)
-                yield StoredEvent(stream, version, kv.mod_revision, record.position, record.event)
+                yield StoredEvent(stream, version, kv.mod_revision, record.position, record.event, record.origin)
             if not page.more:
                 return
             start = page.kvs[-1].key + b"\0"

@@ -52,7 +52,7 @@ class Prepared:
         """Writes into the records where they stand in their transaction. May be done again for another one."""
         events = (event for write in self.commit.writes for event in write.events)
         for position, (record, event) in enumerate(zip(self.records, events, strict=True), first):
-            record.value = Record(event=event, position=position).SerializeToString()
+            record.value = Record(event=event, position=position, origin=self.commit.origin).SerializeToString()
 
 
 def prepare(
@@ -63,6 +63,7 @@ def prepare(
     guards = [guard_compare(guard) for guard in commit.guards] if commit.guards else []
     prepared = Prepared(commit, answer, [], guards, [], [], set(), set(), 0, deadline)
     commit_id = commit.id.encode()
+    prepared.size_bytes += len(commit.origin) * sum(len(write.events) for write in commit.writes)
     for write in commit.writes:
         _prepare_stream(prepared, write, commit_id, keys)
     for turn in commit.turns:

@@ -38,6 +38,7 @@ NEEDS: dict[str, tuple[str, str]] = {
     "WorkloadService.Processes": ("top", "Workload"),
     "UsageService.Top": (ANYBODY, ""),
     "EventService.ListEvents": (ANYBODY, ""),
+    "EventService.ListAudit": (ANYBODY, ""),
     "TokenService.CreateToken": ("token", "User"),
     "TokenService.ListTokens": ("token", "User"),
     "TokenService.RevokeTokens": ("token", "User"),

@@ -25,7 +25,9 @@ from pwm.api.v1.workload_pb2 import ContainerSpec, ContainerStatus
 from pwm.controlplane.auth import new_token, token_uid
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.core.decide import Change
+from pwm.controlplane.core.door import NO_LIMITS, DoorLimits
 from pwm.controlplane.gateway import Gateway
+from pwm.controlplane.gateway.doorkeeper import Doorkeeper
 from pwm.controlplane.plane import ControlPlane
 from pwm.controlplane.store.keys import Keys
 from pwm.controlplane.store.memory import MemoryKV
@@ -105,7 +107,7 @@ class World:
 
 
 @asynccontextmanager
-async def a_world() -> AsyncIterator[World]:
+async def a_world(limits: DoorLimits = NO_LIMITS) -> AsyncIterator[World]:
     plane = ControlPlane(kv=MemoryKV(), keys=Keys(b"/t/"), replica="r", address="http://127.0.0.1", clock=Clock())
     async with plane.store:
         following = asyncio.create_task(plane.follower.run())
@@ -118,6 +120,7 @@ async def a_world() -> AsyncIterator[World]:
             registry=CollectorRegistry(),
             title="PWM",
             version="0",
+            door=Doorkeeper(limits, journal=plane.audit, unlimited=plane.authorizer.runs_the_cluster),
         )
         port = await gateway.start("127.0.0.1", 0)
         try:

@@ -45,7 +45,9 @@ class Replica:
         self._clock = Clock()
         unused: Any = None
         shared: dict[str, Any] = {"view": view, "authorizer": Authorizer(view), "clock": self._clock}
-        self.events = EventService(**shared, store=plane.store, stale_since_ms=self._stale_since_ms, earlier=earlier)
+        self.events = EventService(
+            **shared, store=plane.store, stale_since_ms=self._stale_since_ms, earlier=earlier, audit=unused
+        )
         queries = Queries(view=view, cluster=Cluster(), clock=self._clock, contact=lambda node: Contact(connected=True))
         self.resources = ResourceService(
             **shared,

@@ -7,6 +7,7 @@ import pytest
 from pwm.api.v1 import events_pb2 as ev
 from pwm.api.v1.common_pb2 import Metadata
 from pwm.api.v1.identity_pb2 import Group
+from pwm.controlplane.audit import AuditLog
 from pwm.controlplane.core.decide import Change, change
 from pwm.controlplane.core.evolve import understood
 from pwm.controlplane.store.commits import Commit, StreamId, StreamWrite
@@ -175,5 +176,5 @@ async def test_a_follower_goes_on_over_events_of_a_newer_version_and_keeps_what_
     assert kept is not None
     assert kept.version == 3
     assert b"\xfa\x3f\x01A" in kept.state, "a newer replica finds what it wrote"
-    answer = await verify(plane.store, plane.view)
+    answer = await verify(plane.store, plane.view, AuditLog(plane.kv, keys=plane.store.keys))
     assert (list(answer.differences), answer.newer) == ([], 1)

@@ -70,7 +70,9 @@ async def test_a_watch_of_all_groups_leaves_out_those_of_others(both_groups: Pla
 
 
 async def test_events_of_all_groups_leave_out_those_of_others(both_groups: Plane, context: CallContext) -> None:
+    unused: Any = None
     service = EventService(
+        audit=unused,
         view=both_groups.view,
         store=both_groups.store,
         authorizer=Authorizer(both_groups.view),

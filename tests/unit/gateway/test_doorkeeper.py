@@ -8,8 +8,9 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
+from pwm.controlplane.core.addresses import neighbourhood, plain
 from pwm.controlplane.core.door import DoorLimits
-from pwm.controlplane.gateway.doorkeeper import Doorkeeper, neighbourhood, plain
+from pwm.controlplane.gateway.doorkeeper import Doorkeeper
 
 GET = "/v1/resources/workload/train"
 BOB, WRONG, NOBODY = "Bearer pwm_bob", "Bearer pwm_guess", ""
