@@ -113,38 +113,6 @@ class Keys:
     def audit_kept_since(self) -> bytes:
         return self.prefix + b"audit/kept-since"
 
-    def audit(self, time_ms: int, chain: str, number: int) -> bytes:
-        return b"%s/%s/%08d" % (self.audit_from(time_ms), chain.encode(), number)
-
-    def audit_from(self, time_ms: int) -> bytes:
-        """Before everything that was written at that time or later."""
-        return b"%s%015d" % (self.all_audit, max(0, time_ms))
-
-    def parse_audit(self, key: bytes) -> tuple[int, str, int]:
-        """Time in ms, chain and number of a batch. ValueError for another key."""
-        time_ms, chain, number = key[len(self.all_audit) :].decode().split("/")
-        return int(time_ms), chain, int(number)
-
-    @property
-    def notices_read(self) -> bytes:
-        return self.prefix + b"notices/read"
-
-    def notices_told(self, uid: str) -> bytes:
-        """Of one workload; with an empty uid the prefix of all."""
-        return self.prefix + b"notices/told/" + uid.encode()
-
-    def notices_out(self, id: str) -> bytes:
-        """One on its way; with an empty id the prefix of all."""
-        return self.prefix + b"notices/out/" + id.encode()
-
-    @property
-    def all_audit(self) -> bytes:
-        return self.prefix + b"audit/log/"
-
-    @property
-    def audit_kept_since(self) -> bytes:
-        return self.prefix + b"audit/kept-since"
-
     def leader(self, role: str) -> bytes:
         return self.all_leaders + role.encode()
 
