@@ -5,7 +5,7 @@ die. The parts are the real ones, started as anybody would start them on as many
 differ: everything listens on loopback, at ports in a row. All state is in one directory, which a lock keeps for
 one `up` at a time:
 
-    lock  cluster  admin-token  node-token  cluster-key  etcd/  agent/  log/{etcd,controller,agent}.log
+    lock  cluster  cluster-key  admin-token  ca.pem  etcd/  agent/  log/{etcd,controller,agent}.log
 
 Of several, each has its number: etcd-1/, agent-2/, log/controller-3.log. Several agents share the machine's
 Docker engine, and each offers its part of the CPUs, memory and GPUs.
@@ -92,11 +92,16 @@ class LocalCluster:
     @property
     def urls(self) -> list[str]:
         """Of every controller."""
-        return [f"http://{LOOPBACK}:{self.ports.gateway(number)}" for number in range(self.settings.controllers)]
+        return [f"https://{LOOPBACK}:{self.ports.gateway(number)}" for number in range(self.settings.controllers)]
 
     @property
     def token(self) -> str:
         return (self._dir / "admin-token").read_text().strip()
+
+    @property
+    def authorities(self) -> str:
+        """PEM of whom to believe."""
+        return (self._dir / "ca.pem").read_text()
 
     @property
     def log_dir(self) -> Path:
@@ -133,7 +138,8 @@ class LocalCluster:
                 f"--agents={LOOPBACK}:{self.ports.agents(number)}",
                 *(f"--etcd={LOOPBACK}:{self.ports.client(member)}" for member in range(self.settings.etcd)),
                 f"--admin-token-file={self._dir / 'admin-token'}",
-                f"--node-token-file={self._dir / 'node-token'}",
+                f"--cluster-key-file={self._dir / 'cluster-key'}",
+                f"--ca-file={self._dir / 'ca.pem'}",
             ],
             log=self.log_dir / f"{part}.log",
         )
@@ -148,7 +154,8 @@ class LocalCluster:
             command=[
                 *_pwm("agent"),
                 *(f"--controllers={LOOPBACK}:{port}" for port in controllers),
-                f"--node-token-file={self._dir / 'node-token'}",
+                *(f"--join={url}" for url in self.urls),
+                f"--join-token-file={self._join_token_file(number)}",
                 f"--state-dir={self._dir / part}",
                 f"--cluster={_cluster_name(self._dir)}",
                 f"--docker-host={settings.docker_host}",
@@ -189,6 +196,8 @@ class LocalCluster:
             Child(self._agent_program(number, shares[number] if shares else None), say=self._say)
             for number in range(self.settings.nodes)
         ]
+        for number, node in enumerate(self._nodes):
+            await asyncio.to_thread(self._make_join_token, number, node)
         await self._launch(self._agents, group)
         for node, child in zip(self._nodes, self._agents, strict=True):
             try:
@@ -197,6 +206,18 @@ class LocalCluster:
                 trouble = await asyncio.to_thread(self._node_trouble, node)
                 raise StartError(f"{error}: {trouble}", log=error.log) from error
             yield child.program.name, await asyncio.to_thread(self._describe_node, node)
+
+    def _join_token_file(self, number: int) -> Path:
+        return self._dir / f"{_numbered('agent', self.settings.nodes)[number]}-join-token"
+
+    def _make_join_token(self, number: int, node: str) -> None:
+        """An agent that has a good certificate leaves it alone; it ends by itself."""
+        answer = self._ask(0, "/v1/admin/join-tokens", {"node": node})
+        if answer is None:
+            raise StartError(f"node {node} gets no token to join with", log=self.log_dir / "controller.log")
+        file = self._join_token_file(number)
+        file.touch(mode=0o600)
+        file.write_text(f"{answer['token']}\n")
 
     async def _launch(self, children: Sequence[Child], group: asyncio.TaskGroup) -> None:
         for child in children:
@@ -211,7 +232,7 @@ class LocalCluster:
     # --- what they say ----------------------------------------------------------------------------
 
     def _controller_answers(self, number: int) -> bool:
-        return _get(self.ports.gateway(number), "/readyz") is not None and (self._dir / "admin-token").exists()
+        return (self._dir / "admin-token").exists() and self._ask(number, "/readyz") is not None
 
     def _node_is_ready(self, node: str) -> bool:
         return self._node_trouble(node) == ""
@@ -224,7 +245,7 @@ class LocalCluster:
         here: set[str] = set()
         agents: list[dict[str, Any]] = []
         for number in range(self.settings.controllers):
-            status = _get(self.ports.gateway(number), "/v1/admin/status", token=self.token) or {}
+            status = self._ask(number, "/v1/admin/status") or {}
             here.update(replica["id"] for replica in status.get("replicas", []) if replica.get("answering"))
             agents += [agent for agent in status.get("agents", []) if agent.get("node") == node]
         if not here:
@@ -236,8 +257,23 @@ class LocalCluster:
             return f"node {node} is not connected"
         return "" if mine.get("phase") == "READY" else f"node {node} is {mine.get('phase')}"
 
+    def _ask(self, number: int, path: str, body: dict[str, Any] | None = None) -> dict[str, Any] | None:
+        """What a controller answers the admin; None when there is no good answer. Blocks."""
+        from pwm.trust import TrustError, ask, pinned
+
+        headers = {"Authorization": f"Bearer {self.token}"}
+        try:
+            context = pinned(self.authorities)
+            method = "GET" if body is None else "POST"
+            return ask(
+                LOOPBACK, self.ports.gateway(number), method, path,
+                context=context, body=body, headers=headers, limit_s=ANSWER_LIMIT_S,
+            )  # fmt: skip
+        except (OSError, TrustError):
+            return None
+
     def _describe_node(self, node: str) -> str:
-        answer = _get(self.ports.gateway(0), f"/v1/resources/Node/{node}", token=self.token) or {}
+        answer = self._ask(0, f"/v1/resources/Node/{node}") or {}
         inventory = answer.get("resource", {}).get("status", {}).get("inventory", {})
         parts = [_cpus(inventory.get("cpuCount", 0)), format_bytes(int(inventory.get("memoryBytes", 0)))]
         if gpus := inventory.get("gpus"):
@@ -339,11 +375,11 @@ def _etcd_version(port: int) -> str:
     return str((_get(port, "/version") or {}).get("etcdserver", ""))
 
 
-def _get(port: int, path: str, *, token: str = "") -> dict[str, Any] | None:
-    """JSON of a GET on loopback; None when there is no good answer. Blocks."""
+def _get(port: int, path: str) -> dict[str, Any] | None:
+    """JSON of a GET from etcd; None when there is no good answer. Blocks."""
     connection = http.client.HTTPConnection(LOOPBACK, port, timeout=ANSWER_LIMIT_S)
     try:
-        connection.request("GET", path, headers={"Authorization": f"Bearer {token}"} if token else {})
+        connection.request("GET", path)
         response = connection.getresponse()
         body = response.read()
         if response.status != 200:

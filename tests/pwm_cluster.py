@@ -84,6 +84,8 @@ class PwmCluster:
             f"--agents={replica.agents}",
             f"--admin-token-file={self.directory}/admin-token",
             f"--node-token-file={self.directory}/node-token",
+            f"--cluster-key-file={self.directory}/cluster-key",
+            "--plaintext",
             "--log-level=debug",
         )
         server = f"--server=http://{replica.http}"
@@ -98,6 +100,7 @@ class PwmCluster:
             "agent",
             f"--controllers={','.join(replica.agents for replica in self.replicas)}",
             f"--node-token-file={self.directory}/node-token",
+            "--plaintext",
             f"--state-dir={self.directory}/agent",
             f"--cluster={self.name}",
             f"--docker-host={self.docker_host}",

@@ -68,6 +68,7 @@ class Client:
         self._servers = servers if in_order else _order(servers)
         self._connection: Connection | None = None
         self._warned: set[str] = set()
+        self._has_refreshed = False
         # Highest revision that this client has written.
         self.revision = 0
 
@@ -112,7 +113,16 @@ class Client:
         if "staleSince" in document and not writes:
             document = self._fresher(document, target, headers, timeout_s)
         self._notice(document, writes=writes)
+        if self._profile.pinned and not self._has_refreshed:
+            self._refresh_pins()
         return document
+
+    def _refresh_pins(self) -> None:
+        from pwm.cli import pins
+
+        self._has_refreshed = True
+        if pins.is_due(self._profile):
+            pins.refresh(self, self._profile)
 
     def stream(
         self,
@@ -312,7 +322,8 @@ class Client:
 
     def _connected(self, server: Server, *, timeout_s: float = CONNECT_TIMEOUT_S) -> Connection:
         try:
-            return Connection(server, ca_file=self._profile.ca_file, connect_timeout_s=timeout_s)
+            profile = self._profile
+            return Connection(server, ca_file=profile.ca_file, pinned=bool(profile.pinned), connect_timeout_s=timeout_s)
         except Unreachable as error:
             if isinstance(error.__cause__, TimeoutError):
                 self.avoid(server)

@@ -130,7 +130,15 @@ class Response:
 class Connection:
     """One connection to one server. One request at a time."""
 
-    def __init__(self, server: Server, *, ca_file: str = "", connect_timeout_s: float = CONNECT_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        server: Server,
+        *,
+        ca_file: str = "",
+        pinned: bool = False,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+    ) -> None:
+        """`ca_file`: whom to believe, instead of the system's authorities; `pinned`: a PWM's own, and only them."""
         self.server = server
         self.keep = True
         self.busy = False
@@ -150,7 +158,7 @@ class Connection:
             )
             _tune(self.socket)
             if server.tls:
-                self.socket = _with_tls(self.socket, server.host, ca_file)
+                self.socket = _with_tls(self.socket, server.host, ca_file, pinned=pinned)
         except (OSError, UnicodeError) as error:
             raise Unreachable(_in_words(error)) from error
 
@@ -276,12 +284,23 @@ def _tune(connected: socket.socket) -> None:
             connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
-def _with_tls(plain: socket.socket, host: str, ca_file: str) -> socket.socket:
+def _with_tls(plain: socket.socket, host: str, ca_file: str, *, pinned: bool) -> socket.socket:
     import ssl
 
     try:
-        context = ssl.create_default_context(cafile=ca_file or None)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if ca_file:
+            context.load_verify_locations(ca_file)
+        else:
+            context.load_default_certs()
+        if pinned:
+            from pwm.trust import SERVER_NAME
+
+            host = SERVER_NAME
         return context.wrap_socket(plain, server_hostname=host)
+    except FileNotFoundError as error:
+        raise OSError(error.errno, f"there is no {ca_file}, which has the authorities to believe") from error
     except BaseException:
         plain.close()
         raise
@@ -296,5 +315,9 @@ def _in_words(error: Exception) -> str:
         return "no such host"
     if isinstance(error, ConnectionError):
         return "the connection was closed"
-    reason = getattr(error, "verify_message", "") or getattr(error, "strerror", "") or str(error)
+    if message := getattr(error, "verify_message", ""):
+        return f"it cannot be believed: {message}"
+    if getattr(error, "reason", "") in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
+        return "it does not speak TLS; is it http:// instead of https://?"
+    reason = getattr(error, "strerror", "") or str(error)
     return str(reason)[:1].lower() + str(reason)[1:]

@@ -7,11 +7,13 @@
       lab:
         server: [http://a:4700, http://b:4700]
         auth: {token: pwm_...}
+        ca: /home/ann/.pwm/authorities/ca-0123456789abcdef.pem
+        pinned: ca-0123456789abcdef
 
-PWM 2 (Dora) wrote the same to ~/.dora/config; it is read when there is no ~/.pwm/config. Environment:
-PWM_CONFIG names another file, PWM_PROFILE a profile, PWM_SERVER (comma-separated) and PWM_TOKEN replace
-what the profile says, so that a script needs no file at all. The file holds tokens: it is written
-with mode 0600, whole or not at all.
+With `ca` only the authorities in that file are believed; with `pinned` they are a PWM's own (`pins`). PWM 2 (Dora)
+wrote the same to ~/.dora/config; it is read when there is no ~/.pwm/config. Environment: PWM_CONFIG names another file,
+PWM_PROFILE a profile; PWM_SERVER (comma-separated), PWM_TOKEN and PWM_CA replace what the profile says, so that a
+script needs no file at all. The file holds tokens: it is written with mode 0600, whole or not at all.
 
 Reading it is part of every command, and importing a YAML parser costs more than all the rest of one,
 so the shape that we write ourselves is read by `_read_plain`; whatever else is valid YAML goes to PyYAML.
@@ -35,14 +37,17 @@ DEFAULT_PROFILE = "default"
 class Profile:
     """Where to go and as whom."""
 
-    __slots__ = ("ca_file", "name", "servers", "token")
+    __slots__ = ("ca_file", "name", "pinned", "servers", "token")
 
-    def __init__(self, name: str, *, servers: Sequence[str], token: str = "", ca_file: str = "") -> None:
+    def __init__(
+        self, name: str, *, servers: Sequence[str], token: str = "", ca_file: str = "", pinned: str = ""
+    ) -> None:
         self.name = name
         self.servers = list(servers)
         self.token = token
-        # Certificates to trust for https, besides the system's.
+        # Authorities to believe, instead of the system's; if they are a PWM's own, the name of the set.
         self.ca_file = ca_file
+        self.pinned = pinned
 
 
 def config_path() -> str:
@@ -64,7 +69,8 @@ def current_profile(name: str, servers: Sequence[str], *, warn: Callable[[str], 
         wanted or DEFAULT_PROFILE,
         servers=list(servers) or from_environment or servers_of(entry) or [DEFAULT_SERVER],
         token=os.environ.get("PWM_TOKEN") or str((entry.get("auth") or {}).get("token") or ""),
-        ca_file=str(entry.get("ca") or ""),
+        ca_file=os.environ.get("PWM_CA") or str(entry.get("ca") or ""),
+        pinned="" if os.environ.get("PWM_CA") else str(entry.get("pinned") or ""),
     )
 
 
@@ -216,13 +222,17 @@ def write_config(config: dict[str, Any]) -> None:
             os.unlink(partial)
 
 
-def add_profile(name: str, *, servers: Sequence[str], token: str, use: bool = True, ca_file: str = "") -> None:
+def add_profile(
+    name: str, *, servers: Sequence[str], token: str, use: bool = True, ca_file: str = "", pinned: str = ""
+) -> None:
     """Adds or replaces a profile; what else is in the file stays. Also called by `pwm up`."""
     config = read_config(lambda text: None)
     profiles = config["api"] = config.get("api") or {}
     entry: dict[str, Any] = {"server": list(servers), "auth": {"token": token}}
     if ca_file:
         entry["ca"] = ca_file
+    if pinned:
+        entry["pinned"] = pinned
     profiles[name] = entry
     if use or not config.get("profile"):
         config["profile"] = name

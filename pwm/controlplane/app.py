@@ -16,11 +16,14 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from pwm import daemon_log
 from pwm.api.v1 import agent_pb2_grpc, peer_pb2_grpc
-from pwm.controlplane.bootstrap import Bootstrap
+from pwm.controlplane.bootstrap import Bootstrap, write_private
 from pwm.controlplane.clock import Clock
+from pwm.controlplane.cluster_key import ClusterKey, ClusterKeyError
 from pwm.controlplane.config import ControllerConfig
+from pwm.controlplane.credentials import CannotServe, Credentials, GivenCertificate
 from pwm.controlplane.gateway.doorkeeper import Doorkeeper
 from pwm.controlplane.gateway.gateway import Gateway
+from pwm.controlplane.peers import dial_insecure, dial_with
 from pwm.controlplane.plane import ControlPlane
 from pwm.controlplane.store import errors as store_errors
 from pwm.controlplane.store.etcd import EtcdKV
@@ -53,37 +56,81 @@ async def run(config: ControllerConfig, stop: asyncio.Event) -> None:
     clock = Clock()
     replica = config.replica or f"{config.hostname}-{clock.new_id()[-6:]}"
     async with AsyncExitStack() as stack:
-        kv = await stack.enter_async_context(EtcdKV(config.etcd, quota_of=Quotas()))
+        kv = await stack.enter_async_context(
+            EtcdKV(config.etcd, credentials=_etcd_credentials(config), quota_of=Quotas())
+        )
+        keys = Keys(config.prefix.encode())
+        credentials = _credentials(config, kv, keys, replica, clock) if config.tls else None
         plane = ControlPlane(
             kv=kv,
-            keys=Keys(config.prefix.encode()),
+            keys=keys,
             replica=replica,
-            address=f"http://{config.reached_by(config.http_host)}:{config.http_port}",
+            address=f"{config.http_scheme}://{config.reached_by(config.http_host)}:{config.http_port}",
             peer_address=f"{config.reached_by(config.agent_host)}:{config.agent_port}",
             peer_token=secrets.token_urlsafe(32),
             clock=clock,
             times=config.times,
             audit_kept_ms=config.audit_keep_ms,
+            credentials=credentials,
+            dial_peer=dial_with(credentials.dialling) if credentials else dial_insecure,
         )
         await stack.enter_async_context(plane.store)
         async with asyncio.TaskGroup() as group:
-            loops = group.create_task(plane.run())
-            serving = group.create_task(_serve(config, plane, kv))
+            certified = asyncio.Event()
+            loops = group.create_task(_run_loops(plane, certified))
+            serving = group.create_task(_serve(config, plane, kv, certified))
             stopping = group.create_task(stop.wait())
             await asyncio.wait([loops, serving, stopping], return_when=asyncio.FIRST_COMPLETED)
             for task in (serving, loops, stopping):
                 task.cancel()
 
 
-async def _serve(config: ControllerConfig, plane: ControlPlane, kv: EtcdKV) -> None:
+def _credentials(config: ControllerConfig, kv: EtcdKV, keys: Keys, replica: str, clock: Clock) -> Credentials:
+    assert config.cluster_key_file is not None, "there is TLS"
+    given = GivenCertificate(config.tls_cert, config.tls_key) if config.tls_cert and config.tls_key else None
+    return Credentials(
+        kv,
+        keys=keys,
+        cluster_key=ClusterKey.load_or_make(config.cluster_key_file),
+        clock=clock,
+        replica=replica,
+        hosts=config.tls_hosts,
+        life_ms=config.certificate_life_ms,
+        given=given,
+    )
+
+
+def _etcd_credentials(config: ControllerConfig) -> grpc.ChannelCredentials | None:
+    if config.etcd_ca is None and config.etcd_cert is None:
+        return None
+    ca, certificate, key = (
+        file.read_bytes() if file is not None else None for file in (config.etcd_ca, config.etcd_cert, config.etcd_key)
+    )
+    return grpc.ssl_channel_credentials(ca, key, certificate)
+
+
+async def _run_loops(plane: ControlPlane, certified: asyncio.Event) -> None:
+    """Other replicas are dialled with a certificate, so there has to be one."""
+    await certified.wait()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(plane.run())
+        if plane.credentials is not None:
+            group.create_task(plane.credentials.run())
+
+
+async def _serve(config: ControllerConfig, plane: ControlPlane, kv: EtcdKV, certified: asyncio.Event) -> None:
     """Check etcd, make the first things, then open the doors."""
+    credentials = plane.credentials
     while True:
         try:
             await kv.check_versions()
+            if credentials is not None:
+                await credentials.load()
             break
         except store_errors.Unavailable as error:
             log.warning("waiting for etcd", endpoints=config.etcd, why=str(error))
             await asyncio.sleep(1.0)
+    certified.set()
     await plane.view.wait_for(0)
     await Bootstrap(view=plane.view, commands=plane.commands, clock=plane.clock).run(
         admin_token_file=config.admin_token_file, node_token_file=config.node_token_file
@@ -107,10 +154,15 @@ async def _serve(config: ControllerConfig, plane: ControlPlane, kv: EtcdKV) -> N
         title="PWM",
         version=VERSION,
         most_streams=config.streams_per_user,
+        tls=credentials.https if credentials is not None else None,
     )
     plane.view.observe(lambda change: gateway.recheck_soon() if change.kind in KINDS_OF_ACCESS else None)
     try:
-        server.add_insecure_port(f"{config.agent_host}:{config.agent_port}")
+        if credentials is not None:
+            _write_authorities(config, credentials)
+            server.add_secure_port(f"{config.agent_host}:{config.agent_port}", credentials.agents())
+        else:
+            server.add_insecure_port(f"{config.agent_host}:{config.agent_port}")
         await server.start()
         port = await gateway.start(config.http_host, config.http_port)
         log.info("serving", replica=plane.replica, http=f"{config.http_host}:{port}", agents=config.agent_port)
@@ -120,6 +172,19 @@ async def _serve(config: ControllerConfig, plane: ControlPlane, kv: EtcdKV) -> N
         # Agents go to another replica at once, and with them shells and logs, whose clients are sent away now.
         plane.dispatcher.restart_sessions()
         await asyncio.gather(server.stop(STOP_GRACE_S), gateway.stop(STOP_GRACE_S))
+
+
+def _write_authorities(config: ControllerConfig, credentials: Credentials) -> None:
+    """Now, and whenever others are trusted."""
+    file = config.ca_file
+    if file is None:
+        return
+
+    def write() -> None:
+        write_private(file, credentials.roots)
+
+    write()
+    credentials.observe(write)
 
 
 def _metrics(plane: ControlPlane, door: Doorkeeper) -> CollectorRegistry:
@@ -157,6 +222,9 @@ def main(config: ControllerConfig) -> int:
         uvloop.run(until_signal())
     except* store_errors.VersionRefused as refused:
         log.error("etcd refused", why=str(refused.exceptions[0]))
+        code = 1
+    except* (CannotServe, ClusterKeyError) as error:
+        log.error("cannot serve with TLS", why=str(error.exceptions[0]))
         code = 1
     except* OSError as error:
         log.error("cannot listen", why=str(error.exceptions[0]))

@@ -154,7 +154,7 @@ class Authenticator:
     async def node(self, token: str) -> str | None:
         """The node a node token is good for ("" = any node); None when it is no live node token."""
         found = self._live(token)
-        if found is None or not found.spec.node:
+        if found is None or not found.spec.node or found.spec.join:
             return None
         return "" if found.spec.node == authz.ALL else found.spec.node
 

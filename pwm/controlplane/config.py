@@ -4,6 +4,7 @@ import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pwm.controlplane.core.authorities import CERTIFICATE_LIFE_MS, check_life
 from pwm.controlplane.core.door import DoorLimits
 from pwm.controlplane.core.nodes import NodeTimes
 
@@ -24,6 +25,23 @@ class ControllerConfig:
     # Where a first admin token and a first node token are written.
     admin_token_file: Path | None = None
     node_token_file: Path | None = None
+    # What the cluster's secrets, its certificate authority's key among them, are encrypted with in etcd.
+    cluster_key_file: Path | None = None
+    # No TLS: tokens and all that is said can be read and changed on the way.
+    plaintext: bool = False
+    # How long the certificates of nodes and controllers are good for.
+    certificate_life_ms: int = CERTIFICATE_LIFE_MS
+    # More names and addresses by which clients with a CA file of their own look for this replica.
+    tls_names: tuple[str, ...] = ()
+    # A certificate from somewhere else for the API and the web app, and its key; PEM.
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    # Where the authority's certificate is written, for those who shall trust it.
+    ca_file: Path | None = None
+    # etcd's own TLS: whom to believe, and who this controller is; PEM.
+    etcd_ca: Path | None = None
+    etcd_cert: Path | None = None
+    etcd_key: Path | None = None
     # Silence after which a node is NOT_READY and LOST, and time after which an agent that is cut off ends the
     # containers that may then start elsewhere. 0: the default, or what goes with the others.
     node_grace_ms: int = 0
@@ -46,6 +64,26 @@ class ControllerConfig:
 
     def __post_init__(self) -> None:
         _ = self.times
+        check_life(self.certificate_life_ms)
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise ValueError("a given certificate is two files, --tls-cert and --tls-key")
+        if bool(self.etcd_cert) != bool(self.etcd_key):
+            raise ValueError("a certificate for etcd is two files, --etcd-cert and --etcd-key")
+
+    @property
+    def tls(self) -> bool:
+        return self.cluster_key_file is not None and not self.plaintext
+
+    @property
+    def http_scheme(self) -> str:
+        return "https" if self.tls else "http"
+
+    @property
+    def tls_hosts(self) -> tuple[str, ...]:
+        """Where this replica can be found, for its certificate."""
+        listening = (host for host in (self.http_host, self.agent_host) if host not in ("", "0.0.0.0", "::", "[::]"))
+        known = ("localhost", "127.0.0.1", "::1", self.hostname)
+        return (*known, *listening, *filter(None, (self.advertise,)), *self.tls_names)
 
     @property
     def times(self) -> NodeTimes:

@@ -9,7 +9,7 @@ import hmac
 import os
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import grpc
@@ -42,8 +42,11 @@ class PeerDoor(peer_pb2_grpc.PeerServiceServicer):
         roles: Roles,
         clock: Clock,
         stale_since_ms: Callable[[], int],
+        is_controller: Callable[[dict[str, Sequence[bytes]]], bool] | None = None,
     ) -> None:
-        """`token` is what this replica announced: whoever knows it can read the store."""
+        """`token` is what this replica announced: whoever knows it can read the store. With TLS, `is_controller` also
+        wants to see a certificate.
+        """
         self._replica = replica
         self._token = token
         self._view = view
@@ -51,6 +54,7 @@ class PeerDoor(peer_pb2_grpc.PeerServiceServicer):
         self._roles = roles
         self._clock = clock
         self._stale_since_ms = stale_since_ms
+        self._is_controller = is_controller
         self._leaving = asyncio.Event()
 
     def leave(self) -> None:
@@ -58,6 +62,8 @@ class PeerDoor(peer_pb2_grpc.PeerServiceServicer):
         self._leaving.set()
 
     async def _admit(self, context: Any) -> None:
+        if self._is_controller is not None and not self._is_controller(context.auth_context()):
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this is not the certificate of a controller")
         metadata = dict(context.invocation_metadata())
         if not hmac.compare_digest(str(metadata.get("authorization", "")), f"Bearer {self._token}"):
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this is not the token that this replica announced")

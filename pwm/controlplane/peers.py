@@ -32,6 +32,7 @@ from pwm.controlplane.store.election import leaders
 from pwm.controlplane.store.keys import Keys
 from pwm.controlplane.store.kv import KV
 from pwm.controlplane.store.registry import REPLICAS
+from pwm.trust import SERVER_NAME
 
 log = structlog.get_logger(__name__)
 
@@ -133,14 +134,14 @@ class Peers:
                 usage.cancel()
         finally:
             del self._attending[peer.replica]
-            channel = self._channels.pop(peer.replica, None)
-            if channel is not None:
-                await channel.close()
+            await self._hang_up(peer)
 
     async def _watch_over(self, peer: Peer) -> None:
         known_alive, pause_s = False, RETRY_FIRST_S
         while self._peer(peer.replica) is not None:
             answering = await self._hold_stream(peer)
+            if not answering:
+                await self._hang_up(peer)
             if answering == peer.replica:
                 known_alive, pause_s = True, RETRY_FIRST_S
             if known_alive and (answering not in ("", peer.replica) or await self._refused(peer.address)):
@@ -150,6 +151,12 @@ class Peers:
                 await self._bury(peer)
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, RETRY_LAST_S)
+
+    async def _hang_up(self, peer: Peer) -> None:
+        """What is made next uses a new connection, with the credentials of then."""
+        channel = self._channels.pop(peer.replica, None)
+        if channel is not None:
+            await channel.close()
 
     async def _hold_stream(self, peer: Peer) -> str:
         """Until the stream breaks. Returns which replica answered, "" for none."""
@@ -351,6 +358,16 @@ class PassedStream:
 
 def dial_insecure(address: str) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+
+
+def dial_with(credentials: Callable[[], grpc.ChannelCredentials]) -> Dial:
+    """Connections to replicas of this cluster only, each with the credentials of its moment."""
+
+    def dial(address: str) -> grpc.aio.Channel:
+        options = (*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", SERVER_NAME))
+        return grpc.aio.secure_channel(address, credentials(), options=options)
+
+    return dial
 
 
 async def connection_refused(address: str) -> bool:

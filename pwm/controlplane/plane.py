@@ -29,6 +29,7 @@ from pwm.controlplane.controllers.workloads import WorkloadController
 from pwm.controlplane.core.limits import GROUP, USER, Account
 from pwm.controlplane.core.nodes import DEFAULT_TIMES, NodeTimes
 from pwm.controlplane.core.scheduling.cluster import Cluster
+from pwm.controlplane.credentials import Credentials
 from pwm.controlplane.dispatcher.dispatcher import Dispatcher
 from pwm.controlplane.follower import Follower
 from pwm.controlplane.gateway.site import HealthReport
@@ -50,6 +51,7 @@ from pwm.controlplane.services.earlier_events import EarlierEvents
 from pwm.controlplane.services.events import EventService
 from pwm.controlplane.services.exec import ExecBridge
 from pwm.controlplane.services.explaining import Explainer
+from pwm.controlplane.services.joining import Joining
 from pwm.controlplane.services.logs import LogReader
 from pwm.controlplane.services.resources import ResourceService
 from pwm.controlplane.services.restore import Restore
@@ -94,8 +96,11 @@ class ControlPlane:
         peer_token: str = "",
         dial_peer: Dial = dial_insecure,
         peer_refuses: Refused = connection_refused,
+        credentials: Credentials | None = None,
     ) -> None:
-        """`address` is where users reach this replica, `peer_address` where agents and other replicas do; whoever
+        """`credentials`: agents and replicas are known by their certificates; None: by tokens alone, without TLS.
+
+        `address` is where users reach this replica, `peer_address` where agents and other replicas do; whoever
         shows the `peer_token` can read the store, where it is announced.
         """
         self.lineage = Lineage(
@@ -150,7 +155,11 @@ class ControlPlane:
             authenticate=self.authenticator.node,
             times=times,
             custody=self.lineage,
+            issuance=credentials,
         )
+        self.credentials = credentials
+        if credentials is not None:
+            credentials.observe(self.dispatcher.reconfigure)
         self.peers = Peers(
             replica=replica, presence=self.presence, kv=kv, keys=keys, dial=dial_peer, refused=peer_refuses
         )
@@ -166,6 +175,14 @@ class ControlPlane:
             roles=self.roles,
             clock=clock,
             stale_since_ms=self.stale_since_ms,
+            is_controller=credentials.is_controller if credentials is not None else None,
+        )
+        self.joining = Joining(
+            view=self.view,
+            commands=self.commands,
+            clock=clock,
+            credentials=credentials,
+            replicas=lambda: self.presence.replicas.values(),
         )
         self._keys = keys
         self._audit_kept_ms = audit_kept_ms
@@ -307,7 +324,10 @@ class ControlPlane:
         )
         servicers = {
             "SystemService": SystemService(
-                clock, self.authorizer, accounts=AccountReader(view=view, cluster=self.cluster)
+                clock,
+                self.authorizer,
+                self.joining,
+                accounts=AccountReader(view=view, cluster=self.cluster),
             ),
             "ResourceService": ResourceService(
                 view=view,
@@ -372,6 +392,7 @@ class ControlPlane:
             drill=Drill(status=status, replicas=replicas, clock=self.clock),
             restore=Restore(lineage=self.lineage, store=self.store, view=self.view, replicas=replicas),
             authorizer=self.authorizer,
+            joining=self.joining,
         )
 
     def _workload_service(self) -> WorkloadService:

@@ -13,6 +13,7 @@ watchdog (`guard.py`).
 import asyncio
 import fcntl
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,7 @@ from pwm.nodeagent.fence import Fence
 from pwm.nodeagent.guard import Guard
 from pwm.nodeagent.health import Health
 from pwm.nodeagent.host import Host
+from pwm.nodeagent.membership import Membership
 from pwm.nodeagent.relay import Relays
 from pwm.nodeagent.session import Callbacks, Dial, Sessions, dial_insecure
 from pwm.nodeagent.shells import Shells
@@ -53,8 +55,11 @@ class Agent:
         dial: Dial = dial_insecure,
         host: Host | None = None,
         guard: Guard | None = None,
+        membership: Membership | None = None,
     ) -> None:
-        """`guard`: for what happens when this is killed or hangs; tests do without, and the simulator has its own."""
+        """`membership`: what to dial with, if there is TLS.
+
+        `guard`: for what happens when this is killed or hangs; tests do without, and the simulator has its own."""
         self._config = config
         self._drivers = drivers
         self._host = host or Host(config)
@@ -93,9 +98,11 @@ class Agent:
                 relay=relays.serve,
                 held=self.supervisor.held,
                 tell_again=self.supervisor.tell_again,
+                authorities_are=membership.told if membership else lambda authorities_id: None,
             ),
-            dial=dial,
+            dial=membership.dial if membership else dial,
         )
+        self._membership = membership
 
         self._health = Health(supervisor=self.supervisor, sessions=self.sessions, journal=self._host.journal)
 
@@ -105,6 +112,8 @@ class Agent:
         try:
             async with self._health.serving(self._config.health_address), asyncio.TaskGroup() as tasks:
                 beside = [tasks.create_task(work) for work in (self._host.logs.run(), self._shells.run())]
+                if self._membership:
+                    beside.append(tasks.create_task(self._membership.run()))
                 if self._guard:
                     beside.append(tasks.create_task(self._guard.run()))
                 async with self.supervisor.running():
@@ -188,7 +197,10 @@ async def run(config: AgentConfig) -> None:
         guard = Guard(config, processes=_processes(config) if config.allow_process else None)
     except OSError as error:
         raise ConfigError(f"The state folder {config.state_dir} cannot be used: {error.strerror}") from error
-    agent = Agent(config, drivers=drivers_of(config), guard=guard)
+    membership = await _member(config, stop)
+    if stop.is_set():
+        return
+    agent = Agent(config, drivers=drivers_of(config), guard=guard, membership=membership)
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(agent.run())
         stopped = tasks.create_task(stop.wait())
@@ -197,6 +209,22 @@ async def run(config: AgentConfig) -> None:
             await agent.leave()
         running.cancel()
         stopped.cancel()
+
+
+async def _member(config: AgentConfig, stop: asyncio.Event) -> Membership | None:
+    """Who this node is, once it has joined; None without TLS, or when it is told to stop before."""
+    if config.plaintext:
+        return None
+    membership = Membership(config, now_ms=lambda: time.time_ns() // 1_000_000)
+    opening, stopped = asyncio.ensure_future(membership.open()), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({opening, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if opening.done():
+            opening.result()
+    finally:
+        for task in (opening, stopped):
+            task.cancel()
+    return membership
 
 
 def main(config: AgentConfig) -> int:

@@ -24,7 +24,12 @@ class ConfigError(ValueError):
 class AgentConfig:
     # HOST:PORT of controller replicas, tried in turn.
     servers: tuple[str, ...]
-    token: str = field(repr=False)
+    # Of the node, for controllers without TLS.
+    token: str = field(default="", repr=False)
+    plaintext: bool = False
+    # For the first certificate, and where to ask for it (URLs of controllers; else at the same hosts, port 4700).
+    join_token: str = field(default="", repr=False)
+    join_at: tuple[str, ...] = ()
     node: str = field(default_factory=socket.gethostname)
     zone: str = ""
     # Tells clusters apart whose agents share an engine: an agent touches only containers of its cluster and node.
@@ -53,8 +58,8 @@ class AgentConfig:
     def __post_init__(self) -> None:
         if not self.servers:
             raise ConfigError("An agent needs the address of at least one controller, such as 127.0.0.1:4701")
-        if not self.token:
-            raise ConfigError("An agent needs a token; an admin makes one with `pwm admin join-token`")
+        if self.plaintext and not self.token:
+            raise ConfigError("Without TLS an agent needs a node token; an admin makes one with `pwm admin node-token`")
         if self.cpus < 0 or self.memory_bytes < 0:
             raise ConfigError("An agent offers at least one CPU and some memory; leave them out to offer all there is")
         if not self.docker_host.startswith("unix://"):

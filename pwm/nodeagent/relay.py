@@ -55,7 +55,7 @@ class _Refused(Exception):
 class Relays:
     def __init__(self, *, token: str, logs: Logs, shells: Shells, find: Callable[[str], Container | None]) -> None:
         """`find`: the container of a uid, if this node has it."""
-        self._metadata = (("authorization", f"Bearer {token}"),)
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._logs = logs
         self._shells = shells
         self._find = find

@@ -95,6 +95,8 @@ class Callbacks:
     # Everything that is here, and telling again how it is.
     held: Callable[[], list[HeldContainer]]
     tell_again: Callable[[], None]
+    # Which authorities the control plane trusts, by the name of the set.
+    authorities_are: Callable[[str], None] = lambda authorities_id: None
 
 
 class Sessions:
@@ -115,7 +117,7 @@ class Sessions:
     ) -> None:
         self._servers = cycle(servers)
         self._tries_per_round = len(servers)
-        self._metadata = (("authorization", f"Bearer {token}"),)
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._node, self._zone = node, zone
         self._reporter = reporter
         self._fence = fence
@@ -292,6 +294,7 @@ class _Session:
         if configure.heartbeat_ms:
             self._heartbeat_s = configure.heartbeat_ms / 1000
             self._heartbeat_changed.set()
+        self._callbacks.authorities_are(configure.authorities_id)
         fence = self._owner._fence
         if fence.configure(self_fence_ms=configure.self_fence_ms, lost_after_ms=configure.lost_after_ms):
             # It promises something else now.

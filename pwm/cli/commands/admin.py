@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pwm.cli import exit_codes
 from pwm.cli.command import CONNECTION, Argument, Command, Option, seconds
+from pwm.cli.commands.admin_ca import CA, JOIN_TOKEN
 from pwm.cli.commands.admin_can import CAN
 from pwm.cli.commands.admin_restore import ACCEPT_RESTORE
 from pwm.cli.errors import CliError, UsageError
@@ -132,8 +133,8 @@ def verify(invocation: Invocation, *, output: str | None) -> int:
     return exit_codes.FAILED if differences else exit_codes.DONE
 
 
-def join_token(invocation: Invocation, *, node: str | None, lifetime: float | None) -> int:
-    """A credential for an agent, shown this once."""
+def node_token(invocation: Invocation, *, node: str | None, lifetime: float | None) -> int:
+    """A credential for an agent where there is no TLS, shown this once."""
     body: dict[str, Any] = {}
     if node:
         body["node"] = node
@@ -142,7 +143,7 @@ def join_token(invocation: Invocation, *, node: str | None, lifetime: float | No
     answer = invocation.client.call("POST", "/v1/admin/node-tokens", body=body)
     invocation.say(str(answer["token"]))
     if invocation.out.isatty():
-        invocation.note("It is shown this once. On the node:  PWM_TOKEN=... pwm agent --server HOST:4701")
+        invocation.note("It is shown this once. On the node:  PWM_NODE_TOKEN=... pwm agent --plaintext")
     return exit_codes.DONE
 
 
@@ -204,15 +205,6 @@ def _rounds(text: str) -> int:
     return int(text)
 
 
-_JOIN_TOKEN: dict[str, Any] = {
-    "help": "A token for the agent of a node. It is shown once.",
-    "parameters": (
-        Argument("node", metavar="[NODE]", required=False),
-        Option("lifetime", "--lifetime", help="How long it may be used, such as 15m.", metavar="TIME", convert=seconds),
-        *CONNECTION,
-    ),
-}
-
 COMMANDS = {
     "admin": Command(
         "admin",
@@ -271,8 +263,19 @@ COMMANDS = {
             ),
             ACCEPT_RESTORE,
             CAN,
-            Command("join-token", join_token, **_JOIN_TOKEN),
-            Command("node-token", join_token, hidden=True, **_JOIN_TOKEN),
+            JOIN_TOKEN,
+            CA,
+            Command(
+                "node-token",
+                node_token,
+                help="A token for the agents of controllers without TLS. It is shown once.",
+                parameters=(
+                    Argument("node", metavar="[NODE]", required=False),
+                    Option("lifetime", "--lifetime", help="How long it is good for.", metavar="TIME", convert=seconds),
+                    *CONNECTION,
+                ),
+                hidden=True,
+            ),
         ),
     )
 }

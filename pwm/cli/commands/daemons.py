@@ -50,6 +50,22 @@ CONTROLLER_SETTINGS = (
     ),
     Setting("admin_token_file", "Where a new cluster's first admin token goes.", metavar="FILE", convert=path),
     Setting("node_token_file", "Where a new cluster's first node token goes.", metavar="FILE", convert=path),
+    Setting(
+        "cluster_key_file", "Key that secrets in etcd are encrypted with, the same at every controller.",
+        metavar="FILE", convert=path,
+    ),
+    Setting("ca_file", "Where the certificate of the cluster's authority goes.", metavar="FILE", convert=path),
+    Setting(
+        "certificate_life", "How long certificates of nodes and controllers are good for; 24h.", metavar="TIME",
+        convert=duration,
+    ),
+    Setting("tls_name", "Another name or address in this controller's certificate.", metavar="HOST", multiple=True),
+    Setting("tls_cert", "A certificate from elsewhere for API and web app, PEM.", metavar="FILE", convert=path),
+    Setting("tls_key", "Its key.", metavar="FILE", convert=path),
+    Setting("plaintext", "No TLS: whoever is on the way can read tokens. For tests, on loopback.", flag=True),
+    Setting("etcd_ca", "Authorities that etcd's certificates come from, PEM.", metavar="FILE", convert=path),
+    Setting("etcd_cert", "This controller's certificate for etcd, PEM.", metavar="FILE", convert=path),
+    Setting("etcd_key", "Its key.", metavar="FILE", convert=path),
     Setting("node_grace", "Silence after which a node is NOT_READY; 15s.", metavar="TIME", convert=duration),
     Setting("node_lost_after", "Silence after which a node is LOST; 2m.", metavar="TIME", convert=duration),
     Setting(
@@ -64,7 +80,16 @@ AGENT_SETTINGS = (
         "controllers", "Controllers' addresses for agents, tried in turn.", metavar="HOST:PORT", multiple=True,
         convert=host_and_port,
     ),
-    Setting("node_token_file", "File with the node's token; or set PWM_NODE_TOKEN.", metavar="FILE", convert=path),
+    Setting(
+        "join_token_file", "File with the token to join with, once; or set PWM_JOIN_TOKEN.", metavar="FILE",
+        convert=path,
+    ),
+    Setting("join", "Controllers to join at; their hosts at port 4700 otherwise.", metavar="URL", multiple=True),
+    Setting("plaintext", "No TLS, and a node token instead of a certificate. For tests, on loopback.", flag=True),
+    Setting(
+        "node_token_file", "With --plaintext: file with the node's token; or set PWM_NODE_TOKEN.", metavar="FILE",
+        convert=path,
+    ),
     Setting("node", "Name of this node; the host's name if there is none.", metavar="NAME"),
     Setting("node_zone", "Zone of this node.", metavar="ZONE"),
     Setting("label", "A label of this node.", metavar="K=V", variable="PWM_NODE_LABELS", multiple=True, convert=label),
@@ -99,6 +124,10 @@ def controller(invocation: Invocation, **given: Any) -> int:
             values[f"{name}_ms"] = values.pop(name)
     if "trusted_proxy" in values:
         values["trusted_proxies"] = values.pop("trusted_proxy")
+    if "tls_name" in values:
+        values["tls_names"] = values.pop("tls_name")
+    if "certificate_life" in values:
+        values["certificate_life_ms"] = values.pop("certificate_life")
     if "log_format" in values:
         values["log_json"] = values.pop("log_format") == "json"
     try:
@@ -115,7 +144,12 @@ def agent(invocation: Invocation, **given: Any) -> int:
 
     values = read_settings(AGENT_SETTINGS, given)
     values["servers"] = values.pop("controllers", ("127.0.0.1:4701",))
-    values["token"] = _node_token(values.pop("node_token_file", None))
+    values["token"] = _token(values.pop("node_token_file", None), "PWM_NODE_TOKEN")
+    values["join_token"] = _token(values.pop("join_token_file", None), "PWM_JOIN_TOKEN")
+    if "join" in values:
+        values["join_at"] = values.pop("join")
+    # Without a word of certificates, a node token means what it always meant.
+    values["plaintext"] = values.get("plaintext", False) or bool(values["token"] and not values["join_token"])
     if "log_format" in values:
         values["log_json"] = values.pop("log_format") == "json"
     for name, field in (("node_zone", "zone"), ("health", "health_address"), ("memory", "memory_bytes")):
@@ -131,7 +165,7 @@ def agent(invocation: Invocation, **given: Any) -> int:
         raise UsageError(str(error)) from error
 
 
-def _node_token(file: Any) -> str:
+def _token(file: Any, variable: str) -> str:
     import os
 
     if file is None:

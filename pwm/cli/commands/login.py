@@ -20,22 +20,28 @@ if TYPE_CHECKING:
 PREFIX, LENGTH = "pwm_", 47
 
 
-def login(invocation: Invocation, *, ca: str | None) -> int:
+def login(invocation: Invocation, *, ca: str | None, fingerprint: str | None) -> int:
     """Asks for a token, checks it, and stores it with the servers as the profile that is used from then on."""
     import os
 
     from pwm.cli.client import Client
     from pwm.cli.profiles import Profile, add_profile, config_path
 
-    name, servers, known_ca = _where(invocation)
-    ca_file = os.path.abspath(ca) if ca else known_ca  # noqa: PTH100
-    profile = Profile(name, servers=servers, token=_ask(invocation, servers), ca_file=ca_file)
+    name, servers, known_ca, pinned = _where(invocation)
+    ca_file = known_ca
+    if ca:
+        ca_file, pinned = os.path.abspath(ca), ""  # noqa: PTH100
+    elif fingerprint:
+        ca_file, pinned = _pin(servers, fingerprint)
+    for server in servers:
+        _unless_plain(invocation, server)
+    profile = Profile(name, servers=servers, token=_ask(invocation, servers), ca_file=ca_file, pinned=pinned)
     client = Client(profile, warn=invocation.warn)
     try:
         answer = client.call("GET", "/v1/whoami")
     finally:
         client.close()
-    add_profile(name, servers=servers, token=profile.token, ca_file=ca_file)
+    add_profile(name, servers=servers, token=profile.token, ca_file=ca_file, pinned=pinned)
     _greet(invocation, answer, profile)
     invocation.note(f"profile {name} in {config_path()} is in use from now on")
     for variable in ("PWM_TOKEN", "PWM_SERVER", "PWM_PROFILE"):
@@ -44,8 +50,40 @@ def login(invocation: Invocation, *, ca: str | None) -> int:
     return exit_codes.DONE
 
 
-def _where(invocation: Invocation) -> tuple[str, list[str], str]:
-    """The profile to make or renew: its name, its servers, its certificates."""
+def _pin(servers: list[str], fingerprint: str) -> tuple[str, str]:
+    """File and name of the authorities, one of which has this fingerprint, of the first server that answers."""
+    from pwm.cli.errors import NoServerError
+    from pwm.cli.http1 import Server
+    from pwm.cli.pins import keep
+    from pwm.trust import TrustError, find_authorities, parse_fingerprint
+
+    try:
+        wanted = parse_fingerprint(fingerprint)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    said: list[str] = []
+    for server in map(Server, servers):
+        if not server.tls:
+            raise UsageError(f"{server} has no certificate to have a fingerprint", next_step="Write https://HOST:PORT")
+        try:
+            name, file = keep(find_authorities(server.host, server.port, wanted))
+        except TrustError as error:
+            said.append(str(error))
+        else:
+            return file, name
+    raise NoServerError("; ".join(said), next_step="`pwm admin ca show` prints the fingerprint where one is logged in.")
+
+
+def _unless_plain(invocation: Invocation, url: str) -> None:
+    from pwm.cli.http1 import Server
+
+    server = Server(url)
+    if not server.tls and server.host not in ("localhost", "::1") and not server.host.startswith("127."):
+        invocation.warn(f"{server} has no TLS: whoever is on the way can read the token")
+
+
+def _where(invocation: Invocation) -> tuple[str, list[str], str, str]:
+    """The profile to make or renew: its name, its servers, its authorities' file, and their name if pinned."""
     import os
 
     from pwm.cli.http1 import Server
@@ -60,7 +98,7 @@ def _where(invocation: Invocation) -> tuple[str, list[str], str]:
         servers = [Server(url).url for url in given or servers_of(entry) or [DEFAULT_SERVER]]
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return name, servers, str(entry.get("ca") or "")
+    return name, servers, os.environ.get("PWM_CA") or str(entry.get("ca") or ""), str(entry.get("pinned") or "")
 
 
 def _ask(invocation: Invocation, servers: list[str]) -> str:
@@ -106,7 +144,8 @@ COMMANDS = {
         help="Log in with a token, typed or piped in, and keep it as a profile.",
         parameters=(
             *CONNECTION,
-            Option("ca", "--ca", help="Certificates to trust, for https.", metavar="FILE", completes="file"),
+            Option("ca", "--ca", help="Authorities to believe, PEM.", metavar="FILE", completes="file"),
+            Option("fingerprint", "--fingerprint", help="Of a PWM's own authority, to pin it.", metavar="HEX"),
         ),
         epilog="pwm login --server http://a:4700 --server http://b:4700 --profile lab",
     )

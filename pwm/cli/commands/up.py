@@ -149,6 +149,7 @@ class _Session:
         import asyncio
         import time
 
+        from pwm.cli.pins import keep
         from pwm.cli.profiles import add_profile
         from pwm.version import VERSION
 
@@ -161,7 +162,11 @@ class _Session:
             self._invocation.out.flush()
             before = now
         # With --rm the profile outlives its server; it is not made the one to use.
-        add_profile(self._profile, servers=cluster.urls, token=cluster.token, use=not self._options["rm"])
+        pinned, ca_file = keep(cluster.authorities)
+        add_profile(
+            self._profile, servers=cluster.urls, token=cluster.token, use=not self._options["rm"], ca_file=ca_file,
+            pinned=pinned,
+        )  # fmt: skip
         if self._options["demo"]:
             await asyncio.to_thread(self._first_workload)
         self._say_next_steps()
@@ -190,9 +195,12 @@ class _Session:
 
     def _client(self) -> Any:
         from pwm.cli.client import Client
+        from pwm.cli.pins import keep
         from pwm.cli.profiles import Profile
 
-        profile = Profile(self._profile, servers=self._cluster.urls, token=self._cluster.token)
+        cluster = self._cluster
+        pinned, ca_file = keep(cluster.authorities)
+        profile = Profile(self._profile, servers=cluster.urls, token=cluster.token, ca_file=ca_file, pinned=pinned)
         return Client(profile, warn=self._invocation.warn)
 
     def _first_workload(self) -> None:

@@ -125,6 +125,9 @@ class Line:
         if self._connection is None or not self._connection.keep or self._connection.busy:
             self.close()
             self._connection = Connection(
-                self._servers[0], ca_file=self._profile.ca_file, connect_timeout_s=self._answer_s
+                self._servers[0],
+                ca_file=self._profile.ca_file,
+                pinned=bool(self._profile.pinned),
+                connect_timeout_s=self._answer_s,
             )
         return self._connection

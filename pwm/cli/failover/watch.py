@@ -41,7 +41,9 @@ def start_watchers(profile: Profile, *, after_revision: int, last: Callable[[dic
     watchers = []
     for url in profile.servers:
         others = [server for server in profile.servers if server != url]
-        own = Profile(profile.name, servers=[url, *others], token=profile.token, ca_file=profile.ca_file)
+        own = Profile(
+            profile.name, servers=[url, *others], token=profile.token, ca_file=profile.ca_file, pinned=profile.pinned
+        )
         watcher = Watcher(url)
         # A daemon: it waits for events without a limit, and the end of the program need not wait for it.
         threading.Thread(

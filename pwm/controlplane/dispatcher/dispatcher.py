@@ -23,6 +23,8 @@ from pwm.api.v1.agent_pb2 import (
     Hold,
     NodeUsage,
     OpenStream,
+    RenewRequest,
+    RenewResponse,
     SessionResponse,
     Welcome,
 )
@@ -96,6 +98,18 @@ class NodePresence(Protocol):
         ...
 
 
+class Issuance(Protocol):
+    """Who knows nodes by their certificates, and issues them: `credentials.Credentials`."""
+
+    bundle_id: str
+
+    def node_of(self, auth_context: dict[str, Sequence[bytes]]) -> str | None: ...
+
+    def renew(self, request: RenewRequest, node: str) -> RenewResponse:
+        """Raises ValueError, a sentence for whoever asked."""
+        ...
+
+
 class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
     def __init__(
         self,
@@ -108,8 +122,12 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
         authenticate: Callable[[str], Awaitable[str | None]],
         times: NodeTimes,
         custody: Custody,
+        issuance: Issuance | None = None,
     ) -> None:
-        """`authenticate` maps a node token to the node it is good for ("" = any); None: not a node's token."""
+        """`authenticate` maps a node token to the node it is good for ("" = any); None: not a node's token.
+
+        With `issuance` tokens do not count: a node is known by its certificate, which TLS has looked at already.
+        """
         self._replica = replica
         self._view = view
         self._commands = commands
@@ -117,6 +135,7 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
         self._presence = presence
         self._authenticate = authenticate
         self._custody = custody
+        self._issuance = issuance
         self._sessions: dict[str, sessions.Session] = {}
         self._held: dict[str, Sequence[HeldContainer]] = {}
         self._relays = Relays()
@@ -153,7 +172,23 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
     async def Relay(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
         await self._relays.serve(await self._credential(context), context)
 
+    async def Renew(self, request: RenewRequest, context: Any) -> RenewResponse:
+        node = await self._credential(context)
+        if self._issuance is None:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "this controller runs without TLS")
+        assert self._issuance is not None
+        try:
+            return self._issuance.renew(request, node)
+        except ValueError as error:
+            return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))  # type: ignore[no-any-return]
+
     async def _credential(self, context: Any) -> str:
+        """The node that the caller may speak for; "": any."""
+        if self._issuance is not None:
+            certified = self._issuance.node_of(context.auth_context())
+            if certified is None:
+                await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this is not the certificate of a node")
+            return certified or ""
         metadata = dict(context.invocation_metadata())
         scheme, _, token = str(metadata.get("authorization", "")).partition(" ")
         node = await self._authenticate(token) if scheme.lower() == "bearer" and token else None
@@ -382,13 +417,13 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
     def watch_usage(self) -> Iterator[None]:
         self._usage_watchers += 1
         if self._usage_watchers == 1:
-            self._reconfigure()
+            self.reconfigure()
         try:
             yield
         finally:
             self._usage_watchers -= 1
             if not self._usage_watchers:
-                self._reconfigure()
+                self.reconfigure()
 
     def agents(self) -> list[AgentInfo]:
         return [
@@ -410,9 +445,11 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
             heartbeat_ms=min(usual_ms, WATCHED_HEARTBEAT_MS) if self._usage_watchers else usual_ms,
             self_fence_ms=times.self_fence_ms,
             lost_after_ms=times.lost_after_ms,
+            authorities_id=self._issuance.bundle_id if self._issuance else "",
         )
 
-    def _reconfigure(self) -> None:
+    def reconfigure(self) -> None:
+        """Tell every agent what applies from now on."""
         for session in self._sessions.values():
             session.configure(self._configure())
 

@@ -18,6 +18,7 @@ from pwm.controlplane.presence import Presence
 from pwm.controlplane.services.access import AccessQuestions
 from pwm.controlplane.services.cluster_status import ClusterStatus
 from pwm.controlplane.services.drill import Drill
+from pwm.controlplane.services.joining import Joining
 from pwm.controlplane.services.restore import Restore
 from pwm.controlplane.sight import Sight
 from pwm.controlplane.store import errors as store_errors
@@ -40,6 +41,7 @@ class AdminService:
         drill: Drill,
         restore: Restore,
         authorizer: Authorizer,
+        joining: Joining,
     ) -> None:
         self._view = view
         self._store = store
@@ -51,6 +53,7 @@ class AdminService:
         self._drill = drill
         self._restore = restore
         self._authorizer = authorizer
+        self._joining = joining
         self._questions = AccessQuestions(view=view, authorizer=authorizer)
 
     async def Can(self, request: api.CanRequest, context: CallContext) -> api.CanResponse:
@@ -94,6 +97,16 @@ class AdminService:
 
     async def AcceptRestore(self, request: api.AcceptRestoreRequest, context: CallContext) -> api.AcceptRestoreResponse:
         return await self._restore.accept(dry_run=request.dry_run, by=context.principal.name)
+
+    async def CreateJoinToken(
+        self, request: api.CreateJoinTokenRequest, context: CallContext
+    ) -> api.CreateJoinTokenResponse:
+        return await self._joining.create_token(request, context)
+
+    async def RotateAuthority(
+        self, request: api.RotateAuthorityRequest, context: CallContext
+    ) -> api.RotateAuthorityResponse:
+        return await self._joining.rotate(request)
 
     async def CreateNodeToken(
         self, request: api.CreateNodeTokenRequest, context: CallContext

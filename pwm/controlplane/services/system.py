@@ -7,17 +7,27 @@ from pwm.controlplane.context import CallContext
 from pwm.controlplane.core.tokens import entry
 from pwm.controlplane.services.access import permissions_of
 from pwm.controlplane.services.accounts import AccountReader
+from pwm.controlplane.services.joining import Joining
 from pwm.version import API_VERSION, OLDEST_CLIENT, VERSION
 
 
 class SystemService:
-    def __init__(self, clock: Clock, authorizer: Authorizer, accounts: AccountReader) -> None:
+    def __init__(self, clock: Clock, authorizer: Authorizer, joining: Joining, accounts: AccountReader) -> None:
         self._clock = clock
         self._authorizer = authorizer
+        self._joining = joining
         self._accounts = accounts
 
     async def GetVersion(self, request: api.GetVersionRequest, context: CallContext) -> api.GetVersionResponse:
         return api.GetVersionResponse(version=VERSION, api_version=API_VERSION, oldest_client=OLDEST_CLIENT)
+
+    async def GetAuthorities(
+        self, request: api.GetAuthoritiesRequest, context: CallContext
+    ) -> api.GetAuthoritiesResponse:
+        return self._joining.authorities()
+
+    async def Join(self, request: api.JoinRequest, context: CallContext) -> api.JoinResponse:
+        return await self._joining.join(request)
 
     async def WhoAmI(self, request: api.WhoAmIRequest, context: CallContext) -> api.WhoAmIResponse:
         principal = context.principal

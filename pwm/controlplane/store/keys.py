@@ -11,6 +11,7 @@
     replica/{id}, session/{node}      leased; a session's mod_revision is its epoch
     turn/{kind}/{name}                rewritten by who takes of a total of a user or group, see `controlplane/turns`
     used/{user}/{uid}                 when and from where a token was used last (pwm.v1.TokenUse)
+    authorities                       the cluster's certificate authorities (pwm.v1.Authorities)
     audit/log/{ms}/{chain}/{number}   what a controller wrote down of who did what (pwm.v1.SealedBatch)
     audit/kept-since                  what is older (ms) may have been dropped
     retention/mark                    how far compaction may go
@@ -46,6 +47,7 @@ class Keys:
     uid: bytes = field(init=False)
     incarnation: bytes = field(init=False)
     doubt: bytes = field(init=False)
+    authorities: bytes = field(init=False)
 
     def __post_init__(self) -> None:
         assert self.prefix.endswith(b"/"), "a prefix ends with a slash"
@@ -60,6 +62,7 @@ class Keys:
             ("uid", b"lineage/uid"),
             ("incarnation", b"lineage/incarnation"),
             ("doubt", b"lineage/doubt"),
+            ("authorities", b"authorities"),
         ):
             object.__setattr__(self, name, self.prefix + suffix)
 

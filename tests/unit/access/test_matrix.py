@@ -22,6 +22,8 @@ PUBLIC, ANYBODY, BY_KIND = "public", "anybody", "by kind"
 # The verb that each rpc needs, and on which kind.
 NEEDS: dict[str, tuple[str, str]] = {
     "SystemService.GetVersion": (PUBLIC, ""),
+    "SystemService.GetAuthorities": (PUBLIC, ""),
+    "SystemService.Join": (PUBLIC, ""),
     "SystemService.WhoAmI": (ANYBODY, ""),
     "ResourceService.Apply": (ANYBODY, ""),
     "ResourceService.Get": ("get", BY_KIND),
@@ -49,6 +51,8 @@ NEEDS: dict[str, tuple[str, str]] = {
     "AdminService.Drill": ("apply", "Cluster"),
     "AdminService.AcceptRestore": ("apply", "Cluster"),
     "AdminService.CreateNodeToken": ("token", "Node"),
+    "AdminService.CreateJoinToken": ("token", "Node"),
+    "AdminService.RotateAuthority": ("apply", "Cluster"),
 }
 WORK = ("Workload", "Container", "Bind", "Event")
 THINGS = ("Volume", "Secret")
@@ -90,7 +94,7 @@ NAMES = {
 # no other replica is there, and what is to be deleted is in use.
 MAY_FAIL = {
     "WorkloadService.Logs", "TokenService.RevokeTokens", "AdminService.AcceptRestore", "AdminService.Drill",
-    "ResourceService.Delete",
+    "ResourceService.Delete", "SystemService.Join", "AdminService.RotateAuthority",
 }  # fmt: skip
 
 

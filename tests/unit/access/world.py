@@ -24,8 +24,10 @@ from pwm.api.v1.node_pb2 import Inventory
 from pwm.api.v1.workload_pb2 import ContainerSpec, ContainerStatus
 from pwm.controlplane.auth import new_token, token_uid
 from pwm.controlplane.clock import Clock
+from pwm.controlplane.cluster_key import ClusterKey
 from pwm.controlplane.core.decide import Change
 from pwm.controlplane.core.door import NO_LIMITS, DoorLimits
+from pwm.controlplane.credentials import Credentials
 from pwm.controlplane.gateway import Gateway
 from pwm.controlplane.gateway.doorkeeper import Doorkeeper
 from pwm.controlplane.plane import ControlPlane
@@ -108,7 +110,14 @@ class World:
 
 @asynccontextmanager
 async def a_world(limits: DoorLimits = NO_LIMITS) -> AsyncIterator[World]:
-    plane = ControlPlane(kv=MemoryKV(), keys=Keys(b"/t/"), replica="r", address="http://127.0.0.1", clock=Clock())
+    kv, keys, clock = MemoryKV(), Keys(b"/t/"), Clock()
+    credentials = Credentials(
+        kv, keys=keys, cluster_key=ClusterKey.generate(), clock=clock, replica="r", hosts=["localhost"]
+    )
+    await credentials.load()
+    plane = ControlPlane(
+        kv=kv, keys=keys, replica="r", address="http://127.0.0.1", clock=clock, credentials=credentials
+    )
     async with plane.store:
         following = asyncio.create_task(plane.follower.run())
         await plane.view.wait_for(0)

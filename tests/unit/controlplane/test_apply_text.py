@@ -27,6 +27,7 @@ from pwm.controlplane.queries import Queries
 from pwm.controlplane.services import manifests
 from pwm.controlplane.services.accounts import AccountReader
 from pwm.controlplane.services.applying import Applier
+from pwm.controlplane.services.joining import Joining
 from pwm.controlplane.services.manifests import MAX_DOCUMENTS, locate, read_request
 from pwm.controlplane.services.resources import ResourceService
 from pwm.controlplane.services.system import SystemService
@@ -88,14 +89,13 @@ async def server(plane: Plane) -> AsyncIterator[Server]:
     async def authenticate(token: str | None, peer: str) -> Principal:
         return principal
 
+    joining = Joining(view=plane.view, commands=plane.commands, clock=clock, credentials=None, replicas=lambda: ())
+    accounts = AccountReader(view=plane.view, cluster=cluster)
     by_name = api.DESCRIPTOR.services_by_name
     gateway = Gateway(
         services=[
             (by_name["ResourceService"], resources),
-            (
-                by_name["SystemService"],
-                SystemService(clock, authorizer, accounts=AccountReader(view=plane.view, cluster=cluster)),
-            ),
+            (by_name["SystemService"], SystemService(clock, authorizer, joining, accounts)),
         ],
         authenticate=authenticate,
         authorize=authorizer.check_call,

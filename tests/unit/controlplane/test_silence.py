@@ -313,7 +313,7 @@ async def test_an_admin_can_call_a_node_dead_unless_it_is_connected(
     unused: Any = None
     service = AdminService(
         view=plane.view, store=plane.store, commands=plane.commands, clock=time, presence=presence, status=unused,
-        drill=unused, restore=unused, authorizer=Authorizer(plane.view), audit_log=unused,
+        drill=unused, restore=unused, authorizer=Authorizer(plane.view), joining=unused, audit_log=unused,
     )  # fmt: skip
     context = CallContext(principal=await add_user(plane, "ann", {"g": {"Workload": ["get"]}}))
     request = api.ConfirmDeadRequest(node="n1")

@@ -1,0 +1,220 @@
+"""What makes this agent its node's: a certificate of the cluster's own authority, and the secret key that goes with it.
+
+It gets the first one for a join token: it asks a controller for its authorities, goes on only if one has the
+fingerprint that is in the token, and shows the token then. The key is made here and never leaves. A certificate is good
+for a day; at two thirds of that, or as soon as the control plane says that it trusts other authorities, the agent asks
+for the next one, over a connection that only this node can have. A session that is open goes on; the next one uses
+what is new.
+
+    STATE/tls/identity.pem      key and certificate, for this user only
+    STATE/tls/authorities.pem   whom to believe
+"""
+
+import asyncio
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import grpc
+import structlog
+
+from pwm.api.v1.agent_pb2 import RenewRequest
+from pwm.api.v1.agent_pb2_grpc import AgentServiceStub
+from pwm.certificates import NODE, Holder, Identity, key_pem, new_key, signing_request
+from pwm.nodeagent.config import AgentConfig, ConfigError
+from pwm.nodeagent.session import CHANNEL_OPTIONS, Channel
+from pwm.trust import SERVER_NAME, Refusal, TrustError, ask, bundle_id, find_authorities, parse_fingerprint, pinned
+
+log = structlog.get_logger(__name__)
+
+JOIN_PREFIX = "pwmjoin."
+# Controllers serve the API there unless they are told otherwise.
+API_PORT = 4700
+# Between attempts to join, and to renew: short beside the third of its life that is left to a certificate then.
+RETRY_S = 2.0
+RENEW_TIMEOUT_S = 10.0
+# So that the agents of a thousand nodes that began together do not renew together: a share of the time left.
+JITTER = 0.1
+# Looked at again at least so often: a clock that was set moves the moment.
+LOOK_EVERY_S = 60.0
+
+
+class Membership:
+    """`open` it once, `dial` with it, and `run` it beside."""
+
+    def __init__(self, config: AgentConfig, *, now_ms: Callable[[], int]) -> None:
+        self._config = config
+        self._now_ms = now_ms
+        self._dir = config.state_dir / "tls"
+        self._identity: Identity | None = None
+        self._authorities = ""
+        self._authorities_id = ""
+        self._told = asyncio.Event()
+        # Renewals since the start.
+        self.renewals = 0
+
+    async def open(self) -> None:
+        """Read what is there, or join. Raises ConfigError for what cannot work; waits for a controller to answer."""
+        self._read()
+        if self._identity is None or (self._config.join_token and self._has_ended):
+            await self._join()
+        identity = self.identity
+        if identity.holder != Holder(NODE, self._config.node):
+            whose = identity.holder.name if identity.holder else "nobody"
+            raise ConfigError(
+                f"The certificate in {self._dir} is for node {whose}, not for {self._config.node}; remove it to join "
+                "under another name"
+            )
+        if self._has_ended:
+            log.error(
+                "this node's certificate has ended: no controller lets it in; an admin makes a token to join anew with"
+                " `pwm admin join-token`",
+                node=self._config.node,
+            )
+
+    @property
+    def identity(self) -> Identity:
+        assert self._identity is not None, "opened"
+        return self._identity
+
+    @property
+    def _has_ended(self) -> bool:
+        return self.identity.ends_ms <= self._now_ms()
+
+    def dial(self, address: str) -> Channel:
+        """A connection that only a controller of this cluster can take, with the certificate of now."""
+        identity = self.identity
+        credentials = grpc.ssl_channel_credentials(self._authorities.encode(), identity.key, identity.chain)
+        options = (*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", SERVER_NAME))
+        return grpc.aio.secure_channel(address, credentials, options=options)
+
+    # ---- joining
+
+    async def _join(self) -> None:
+        token = self._config.join_token
+        if not token:
+            raise ConfigError(
+                f"This node has not joined yet: there is no certificate in {self._dir}. An admin makes a token for it "
+                f"with `pwm admin join-token {self._config.node}`; give it in --join-token-file"
+            )
+        try:
+            fingerprint = parse_fingerprint(token.removeprefix(JOIN_PREFIX).partition(".")[0])
+        except ValueError:
+            raise ConfigError("This is no join token: one begins with pwmjoin. and a fingerprint") from None
+        key = new_key()
+        body = {"token": token, "node": self._config.node, "signingRequest": signing_request(key)}
+        said = ""
+        while True:
+            for host, port in self._join_at():
+                try:
+                    answer = await asyncio.to_thread(_join_one, host, port, fingerprint, body)
+                except Refusal as error:
+                    if error.status < 500:
+                        raise ConfigError(f"This node may not join: {error}") from None
+                    why = str(error)
+                except TrustError as error:
+                    why = str(error)
+                else:
+                    self._keep(Identity(answer["certificate"].encode(), key_pem(key)), answer["authorities"])
+                    log.info("joined", node=self._config.node, controller=f"{host}:{port}")
+                    return
+                if why != said:
+                    log.warning("cannot join yet", why=why)
+                    said = why
+            await asyncio.sleep(RETRY_S)
+
+    def _join_at(self) -> list[tuple[str, int]]:
+        """Where controllers serve their API."""
+        given = [urlsplit(url if "://" in url else f"https://{url}") for url in self._config.join_at]
+        if given:
+            return [(url.hostname or "", url.port or API_PORT) for url in given]
+        return [(server.rpartition(":")[0].strip("[]"), API_PORT) for server in self._config.servers]
+
+    # ---- renewing
+
+    def told(self, authorities_id: str) -> None:
+        """The control plane trusts the authorities of that name."""
+        if authorities_id and authorities_id != self._authorities_id:
+            self._told.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await self._until_due()
+            self._told.clear()
+            if await self._renew():
+                self.renewals += 1
+            else:
+                await asyncio.sleep(min(RETRY_S, max(0.2, (self.identity.ends_ms - self._now_ms()) / 10_000)))
+
+    async def _until_due(self) -> None:
+        identity = self.identity
+        due_ms = identity.renew_ms + int((identity.ends_ms - identity.renew_ms) * random.uniform(0, JITTER))
+        while not self._told.is_set() and (left_ms := due_ms - self._now_ms()) > 0:
+            try:
+                async with asyncio.timeout(min(LOOK_EVERY_S, left_ms / 1000)):
+                    await self._told.wait()
+            except TimeoutError:
+                continue
+
+    async def _renew(self) -> bool:
+        """Whether a controller has given another one."""
+        key = new_key()
+        request = RenewRequest(signing_request=signing_request(key))
+        why = ""
+        for server in self._config.servers:
+            try:
+                async with self.dial(server) as channel:
+                    answer = await AgentServiceStub(channel).Renew(request, timeout=RENEW_TIMEOUT_S)
+            except grpc.aio.AioRpcError as error:
+                why = f"{error.code().name}: {error.details()}"
+                continue
+            self._keep(Identity(answer.certificate.encode(), key_pem(key)), answer.authorities)
+            log.info("certificate renewed", node=self._config.node, controller=server)
+            return True
+        log.warning("the certificate cannot be renewed yet", why=why)
+        return False
+
+    # ---- on disk
+
+    def _read(self) -> None:
+        try:
+            pem = (self._dir / "identity.pem").read_bytes()
+            self._authorities = (self._dir / "authorities.pem").read_text()
+            key, mark, chain = pem.partition(b"-----BEGIN CERTIFICATE-----")
+            identity = Identity(mark + chain, key)
+            _ = identity.ends_ms
+            self._authorities_id = bundle_id(self._authorities)
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"The certificate in {self._dir} cannot be read: {error}") from error
+        self._identity = identity
+
+    def _keep(self, identity: Identity, authorities: str) -> None:
+        """On disk first: what was used up for it cannot be used again."""
+        pinned(authorities)
+        self._dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _write(self._dir / "authorities.pem", authorities.encode())
+        _write(self._dir / "identity.pem", identity.key + identity.chain)
+        self._identity, self._authorities = identity, authorities
+        self._authorities_id = bundle_id(authorities)
+
+
+def _join_one(host: str, port: int, fingerprint: str, body: dict[str, str]) -> dict[str, str]:
+    """Raises TrustError, Refusal."""
+    context = pinned(find_authorities(host, port, fingerprint))
+    return ask(host, port, "POST", "/v1/join", context=context, body=body)
+
+
+def _write(file: Path, content: bytes) -> None:
+    """For this user only, whole or not at all."""
+    scratch = file.with_name(f".{file.name}.new")
+    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    scratch.replace(file)

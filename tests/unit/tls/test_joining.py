@@ -1,0 +1,175 @@
+"""Who gets in with a join token: the right node, once, in time. Everybody else stays out, whatever they try."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from pwm.api.v1 import services_pb2 as api
+from pwm.api.v1.identity_pb2 import Token
+from pwm.api.v1.node_pb2 import Inventory, Node, NodeStatus
+from pwm.certificates import NODE, Holder, Identity, new_key, signing_request
+from pwm.controlplane.core import joining
+from pwm.controlplane.core.decide import Refusal
+from tests.unit.access.world import World, a_world
+
+ALL = "pwm.all"
+NOW_MS = 1_700_000_000_000
+
+
+def join_token(*, node: str = "n1", revoked: bool = False, ends_ms: int = NOW_MS + 1, join: bool = True) -> Token:
+    token = Token(kind="Token")
+    token.metadata.uid = "t"
+    token.spec.node, token.spec.join, token.spec.revoked = node, join, revoked
+    token.spec.expires_at.FromMilliseconds(ends_ms)
+    token.metadata.updated_at.FromMilliseconds(NOW_MS - 10)
+    return token
+
+
+def a_node(name: str = "n1", *, joined: bool = True) -> Node:
+    node = Node()
+    node.metadata.name = node.metadata.uid = name
+    if joined:
+        node.status.phase = NodeStatus.READY
+    return node
+
+
+def user_token() -> Token:
+    token = Token(kind="Token")
+    token.spec.user = "admin"
+    return token
+
+
+@pytest.mark.parametrize(
+    ("token", "name", "node", "why"),
+    [
+        (None, "n1", None, "no join token of this cluster"),
+        (user_token(), "n1", None, "no join token of this cluster"),
+        (join_token(join=False), "n1", None, "no join token of this cluster"),
+        (join_token(ends_ms=NOW_MS), "n1", None, "has expired"),
+        (join_token(revoked=True), "n1", None, "has been used already"),
+        (join_token(), "n2", None, "not for node n2"),
+        (join_token(), "N1", None, "not for node N1"),
+        (join_token(), "n1.", None, "is no name for a node"),
+        (join_token(node=ALL), "", None, "is no name for a node"),
+        (join_token(node=ALL), "pwm.all", None, "is no name for a node"),
+        (join_token(node=ALL), "n/1", None, "is no name for a node"),
+        (join_token(node=ALL), "n1", a_node(), "there is a node n1 already"),
+    ],
+)
+def test_nobody_else_is_let_in(token: Token | None, name: str, node: Node | None, why: str) -> None:
+    with pytest.raises(Refusal, match=why):
+        joining.admit(token, name, node, new_uid="u", now_ms=NOW_MS)
+
+
+@pytest.mark.parametrize(
+    ("token", "node", "kinds"),
+    [
+        (join_token(), None, ["Token", "Node"]),
+        (join_token(), a_node(), ["Token"]),
+        (join_token(node=ALL), None, ["Token", "Node"]),
+        (join_token(node=ALL), a_node(joined=False), ["Token", "Node"]),
+    ],
+    ids=["a new one by name", "one by name that joins anew", "any new one", "any that was only applied"],
+)
+def test_who_is_let_in_uses_the_token_up_and_takes_the_name(token: Token, node: Node | None, kinds: list[str]) -> None:
+    changes = joining.admit(token, "n1", node, new_uid="u", now_ms=NOW_MS)
+    assert [change.kind for change in changes] == kinds
+
+
+def test_a_node_whose_agent_has_said_what_it_has_counts_as_joined() -> None:
+    node = a_node(joined=False)
+    node.status.inventory.CopyFrom(Inventory(agent_version="3.0.0"))
+    assert joining.has_joined(node)
+
+
+@dataclass
+class Door:
+    """The API of a control plane, as agents and admins see it."""
+
+    world: World
+
+    async def token(self, node: str = "", **more: Any) -> str:
+        answer = await self.world.ask("keeper", "POST", "/v1/admin/join-tokens", body={"node": node, **more})
+        assert answer.status == 200, answer.body
+        return str(answer.json["token"])
+
+    async def join(self, token: str, node: str, *, request: str = "") -> tuple[int, Any]:
+        body = {"token": token, "node": node, "signingRequest": request or signing_request(new_key())}
+        answer = await self.world.ask("anonymous", "POST", "/v1/join", body=body)
+        return answer.status, answer.json
+
+
+async def test_a_node_joins_with_its_token_and_gets_a_certificate_of_its_name() -> None:
+    async with a_world() as world:
+        door = Door(world)
+        token = await door.token("gpu7")
+        credentials = world.plane.credentials
+        assert credentials is not None
+        assert token.split(".")[:2] == ["pwmjoin", credentials.fingerprint]
+        status, answer = await door.join(token, "gpu7")
+        assert status == 200
+        assert Identity(answer["certificate"].encode(), b"").holder == Holder(NODE, "gpu7")
+        assert answer["authorities"] == credentials.roots
+        assert answer["authoritiesId"] == credentials.bundle_id
+
+
+async def test_a_token_lets_one_in_of_those_who_use_it_at_once() -> None:
+    async with a_world() as world:
+        door = Door(world)
+        token = await door.token()
+        answers = await asyncio.gather(*(door.join(token, f"gpu{number}") for number in range(8)))
+        assert sorted(status for status, _ in answers) == [200, *[401] * 7]
+        assert {answer["message"] for status, answer in answers if status == 401} == {
+            "this join token has been used already"
+        }
+
+
+async def test_two_tokens_for_any_node_do_not_make_two_of_the_same_name() -> None:
+    async with a_world() as world:
+        door = Door(world)
+        first, second = await door.token(), await door.token()
+        answers = await asyncio.gather(door.join(first, "gpu7"), door.join(second, "gpu7"))
+        assert sorted(status for status, _ in answers) == [200, 401]
+
+
+async def test_what_is_no_good_is_answered_as_a_failed_log_in_and_uses_nothing_up() -> None:
+    async with a_world() as world:
+        door = Door(world)
+        token, short = await door.token("gpu7"), await door.token("gpu7", lifetime="1s")
+        other = await door.token()
+        mangled = token[:-1] + ("A" if token[-1] != "A" else "B")
+        for bad in ("", "pwmjoin..", mangled, world.tokens["admin"], world.tokens["node"]):
+            status, answer = await door.join(bad, "gpu7")
+            assert (status, answer["message"]) == (401, "this is no join token of this cluster"), bad
+        assert (await door.join(token, "gpu8"))[0] == 401
+        assert (await door.join(other, "n1"))[0] == 401, "n1 has joined already"
+        assert (await door.join(token, "gpu7", request="nothing"))[0] == 400
+        assert (await door.join(token, "gpu7"))[0] == 200
+        assert (await door.join(token, "gpu7"))[0] == 401
+        await asyncio.sleep(1)  # it lives by the clock
+        assert (await door.join(short, "gpu7"))[1]["message"] == "this join token has expired"
+
+
+async def test_a_join_token_is_no_log_in_and_no_node_token() -> None:
+    async with a_world() as world:
+        door = Door(world)
+        token = await door.token("gpu7")
+        secret = token.rpartition(".")[2]
+        assert await world.plane.authenticator.node(secret) is None
+        for shown in (token, secret):
+            world.tokens["joiner"] = shown
+            assert (await world.ask("joiner", "GET", "/v1/whoami")).status == 401
+
+
+async def test_who_makes_join_tokens_has_to_say_a_lifetime_that_makes_sense() -> None:
+    async with a_world() as world:
+        for lifetime in ("0s", "86401s", "-5s"):
+            answer = await world.ask("admin", "POST", "/v1/admin/join-tokens", body={"lifetime": lifetime})
+            assert answer.status == 400, lifetime
+        answer = await world.ask("admin", "POST", "/v1/admin/join-tokens", body={})
+        made = api.CreateJoinTokenResponse()
+        made.expires_at.FromJsonString(answer.json["expiresAt"])
+        left_ms = made.expires_at.ToMilliseconds() - world.plane.clock.now_ms()
+        assert 14 * 60_000 < left_ms <= 15 * 60_000
