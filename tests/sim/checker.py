@@ -13,6 +13,7 @@ Each check is named after the invariant it is (see docs/invariants.md):
     I8  a container is stopped only if the log says so, or by an agent that was cut off for too long
     I9  an agent never obeys a lower epoch
     I10 a lost node's devices stay taken (they count as live in I1); one container per attempt
+    I17 nobody is given anything beyond the totals of the user or of the group that it counts for
     I16 the fold of the events is the head, byte for byte
     I18 no container is unknown to the log for long, and no live container of the log is nowhere
     FENCE  what only a leader may write is written by the leader
@@ -27,6 +28,7 @@ from typing import Any
 from pwm import lifecycle
 from pwm.api.v1.common_pb2 import Actor, Reason
 from pwm.api.v1.events_pb2 import Event
+from pwm.api.v1.identity_pb2 import ResourceLimits
 from pwm.api.v1.node_pb2 import NodeStatus
 from pwm.api.v1.store_pb2 import Head, Record
 from pwm.api.v1.workload_pb2 import Container, ContainerStatus, Workload, WorkloadSpec, WorkloadStatus
@@ -84,6 +86,8 @@ class Checker(Witness):
         self.steps = 0
         self.digest = hashlib.sha256()
         self.acknowledgements = 0
+        # Totals that were looked at.
+        self.limited = 0
         # Replicas that ran twice because nobody was there to keep an agent's promise.
         self.excused = 0
         # Containers that watchdogs have ended.
@@ -154,7 +158,10 @@ class Checker(Witness):
         if records:
             self.steps += 1
             self.commits[revision] = [event for _, event in records]
-            self._check_devices({e.container_placed.spec.node for _, e in records if e.HasField("container_placed")})
+            placed = [event for _, event in records if event.HasField("container_placed")]
+            self._check_devices({event.container_placed.spec.node for event in placed})
+            for kind, name in sorted({account for event in placed for account in _accounts(event)}):
+                self._check_totals(kind, name)
 
     def _fold(self, event: Event) -> None:
         self.digest.update(event.SerializeToString(deterministic=True))
@@ -210,6 +217,22 @@ class Checker(Witness):
             memory = sum(c.spec.resources.memory_bytes for c in live)
             self._must(millis <= inventory.cpu_count * 1000, "I1", f"{millis} millicores of {name}")
             self._must(memory <= inventory.memory_bytes, "I1", f"{memory} bytes of {name}")
+
+    def _check_totals(self, kind: str, name: str) -> None:
+        """I17: what the account has now that something was placed for it."""
+        account: Any = next((s for (k, _), s in self.states.items() if k == kind and s.metadata.name == name), None)
+        limits = account.spec.limits.resources if account is not None else ResourceLimits()
+        alive = [c for c in self.containers() if c.status.phase not in lifecycle.GIVEN_UP]
+        counted = [c for c in alive if (c.spec.owner if kind == "User" else c.metadata.group) == name]
+        for what, limit, field, has in (
+            ("workloads", limits.workloads, "concurrently", len({c.spec.workload_uid for c in counted})),
+            ("GPUs", limits.gpus, "total", sum(len(c.spec.gpu_uuids) for c in counted)),
+            ("millicores", limits.cpus, "total", sum(c.spec.resources.cpu_millis for c in counted)),
+        ):
+            if limit.HasField(field):
+                most = getattr(limit, field) * (1000 if what == "millicores" else 1)
+                self.limited += 1
+                self._must(has <= most, "I17", f"{kind} {name} has {has} {what} of {most}")
 
     # ---- nodes: who was heard, who was called silent
 
@@ -491,3 +514,9 @@ class Checker(Witness):
                 # Whoever asked may catch everything, as an agent does with a container's troubles.
                 self._universe.failures.insert(0, broken)
             raise broken
+
+
+def _accounts(placed: Event) -> list[tuple[str, str]]:
+    """Whom a placement counts for."""
+    owner = placed.container_placed.spec.owner
+    return [("Group", placed.group), *([("User", owner)] if owner else [])]

@@ -275,6 +275,19 @@ def acknowledged_too_early() -> None:
     )  # fmt: skip
 
 
+@bug(seed=0)
+def totals_overlooked() -> None:
+    """What somebody has is not asked for before more is given."""
+    from pwm.controlplane.core import limits
+
+    edit(
+        limits,
+        "_reached",
+        ("used + needs > allowed", "needs > allowed"),
+        ("use.workloads >= bounds.workloads", "False"),
+    )
+
+
 # ---- the agent
 
 

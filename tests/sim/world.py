@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from pwm.api.v1.common_pb2 import Actor
-from pwm.api.v1.events_pb2 import TokenIssued
-from pwm.api.v1.identity_pb2 import TokenSpec
+from pwm.api.v1.events_pb2 import TokenIssued, UserApplied
+from pwm.api.v1.identity_pb2 import ResourceLimits, TokenSpec, UserSpec
 from pwm.controlplane.auth import token_uid
-from pwm.controlplane.core.decide import Change
+from pwm.controlplane.core.decide import Change, change
 from pwm.controlplane.core.nodes import NodeTimes
+from pwm.controlplane.view import View
 from tests.sim import faults
 from tests.sim.checker import Broken, Checker
 from tests.sim.docker import Machine
@@ -37,6 +38,8 @@ CALM_S = 120.0
 LOOK_EVERY_S = 3.0
 VIEWS_EVERY_S = 10.0
 COMMANDS = 25
+# The share of worlds in which there are limits.
+LIMITED = 0.4
 # When a silent node is lost; grace and self-fence follow from it. By default two minutes: too long to see much.
 LOST_AFTER_MS = (10_000, 10_000, 14_000)
 # Clocks run by so much too fast or slow at the most; ordinary ones are a hundred times better.
@@ -148,6 +151,7 @@ class World:
             controller.start()
         self._run_until(lambda: any(c.serving for c in self.controllers), "no controller serves")
         self._issue_token()
+        self._limit()
         for agent in self.agents:
             agent.start()
         self._run_until(lambda: not self._trouble(), "the cluster does not begin")
@@ -159,18 +163,41 @@ class World:
             raise Broken(f"I7: {otherwise}: {self._last_trouble}")
 
     def _issue_token(self) -> None:
-        controller = next(c for c in self.controllers if c.serving)
         uid = token_uid(NODE_TOKEN)
         token = Change("Token", uid, uid, "", None, (TokenIssued(spec=TokenSpec(node="pwm.all")),))
+        self._change(lambda view: [token])
+
+    def _limit(self) -> None:
+        """In some worlds, what the user whom all clients are may have at once."""
+        rng = self._rng("limits")
+        if rng.random() >= LIMITED:
+            return
+        limits = ResourceLimits()
+        limits.gpus.total, limits.cpus.total = rng.randint(1, 4), rng.randint(3, 9)
+        limits.workloads.concurrently = rng.randint(2, 4)
+
+        def applied(view: View) -> list[Change]:
+            user: Any = view.by_name("User", "admin")
+            spec = UserSpec()
+            spec.CopyFrom(user.spec)
+            spec.limits.resources.CopyFrom(limits)
+            return [change(user, UserApplied(spec=spec))]
+
+        self._change(applied)
+
+    def _change(self, decide: Callable[[View], list[Change]]) -> None:
+        """Something that is done once before anything else happens."""
+        controller = next(c for c in self.controllers if c.serving)
         done = []
 
-        async def issue() -> None:
-            assert controller.plane is not None
-            await controller.plane.commands.run(lambda: [token], actor=Actor(name="sim"))
+        async def write() -> None:
+            plane = controller.plane
+            assert plane is not None
+            await plane.commands.run(lambda: decide(plane.view), actor=Actor(name="sim"))
             done.append(True)
 
-        controller.process.loop.call_soon(lambda: controller.process.loop.create_task(issue()) and None)
-        self._run_until(lambda: done, "no token can be issued")
+        controller.process.loop.call_soon(lambda: controller.process.loop.create_task(write()) and None)
+        self._run_until(lambda: done, "nothing can be written")
 
     def _strike(self, fault: Fault) -> None:
         self.struck += 1

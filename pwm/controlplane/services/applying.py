@@ -188,12 +188,13 @@ class Applier:
         explanation = explain(self._cluster, workload)
         code = explanation.reason.code
         field = _ASKED_IN.get(code)
-        if field is None or (explanation.possible and code not in REACHED_CODES):
+        waits = code in REACHED_CODES
+        if field is None or (explanation.possible and not waits) or (waits and result.prediction):
             return
         change = next(iter(explanation.changes), None)
         if change is not None and change.fields:
             field = f"spec.{change.fields[0][0]}"
-        if code in REACHED_CODES:
+        if waits:
             said = "it waits"
         else:
             said = "it is DENIED" if code in OVER_CODES else "it cannot start on the nodes there are"

@@ -9,6 +9,7 @@ from pwm.api.v1.node_pb2 import NodeStatus
 from pwm.api.v1.workload_pb2 import Container, Workload, WorkloadStatus
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import timestamp
+from pwm.controlplane.core.limits import OVER_CODES
 from pwm.controlplane.core.reconcile import reconcile
 from pwm.controlplane.core.scheduling.cluster import Cluster
 from pwm.controlplane.core.scheduling.explain import explain
@@ -51,6 +52,8 @@ class Explainer:
         explanation = explain(self._cluster, workload)
         answer.refusals.extend(api.Refusal(reason=reason, nodes=nodes) for reason, nodes in explanation.refusals)
         answer.suggestions.extend(change.told(may_see) for change in explanation.changes)
+        if explanation.reason.code in OVER_CODES:
+            return  # it is not the queue that it waits for
         queue = self._queue()
         answer.queue_length = len(queue)
         uids = [w.workload.metadata.uid for w in queue]

@@ -182,6 +182,13 @@ def test_a_gang_that_waits_for_a_total_takes_nothing_of_it() -> None:
     )
 
 
+def test_a_gang_that_does_not_fit_on_the_nodes_gives_back_what_it_took() -> None:
+    cluster = limited(gpus={"total": 16})
+    made = start(cluster, of_ann("gang", gpus=5, replicas=3, gang=True), of_ann("single", gpus=8))
+    assert placed(made) == ["single.0"]
+    assert made.refusals["gang"].reason.code == Reason.GANG_DOES_NOT_FIT
+
+
 def test_replicas_of_a_workload_that_runs_are_not_held_back_by_the_number_of_workloads() -> None:
     cluster = limited(workloads={"concurrently": 1})
     assert placed(start(cluster, of_ann("a", replicas=3), of_ann("b"))) == ["a.0", "a.1", "a.2"]
@@ -206,6 +213,13 @@ def test_a_share_that_is_too_much_on_one_node_may_be_had_on_another() -> None:
     start(cluster, workload("filler", gpus=3, cpu="1", memory="1GiB"))
     held = explain(cluster, of_ann("c", gpus=1)).reason
     assert held.message == "user ann may have 3 CPUs per workload; this asks for 4"
+
+
+def test_the_node_that_was_filled_last_is_left_when_its_share_is_too_much() -> None:
+    # A GPU comes with 8 cores on n1 and with 2 on n2.
+    cluster = cluster_of(node("n1", gpus=2, cores=16), node("n2", gpus=4, cores=8))
+    cluster.set_limits(ANN, limits(cpus={"total": 12}))
+    assert [p.node for p in start(cluster, of_ann("a", gpus=1, replicas=4)).placements] == ["n1", "n2", "n2"]
 
 
 def test_who_could_not_run_anyway_hears_of_that_and_not_of_a_total() -> None:

@@ -182,7 +182,7 @@ class Budget:
         bounds = self._accounts.bounds(workload)
         if not bounds:
             return None
-        return self._judge(bounds, demand, workload, least=scratch.table.screen(demand).least, together=together)
+        return self._judge(bounds, demand, workload, least=scratch.table.least(demand), together=together)
 
     def held_back_where_it_fits(
         self, scratch: Scratch, demand: Demand, workload: Workload, *, fits: Bools
@@ -225,8 +225,11 @@ class Budget:
         self._move(workload, taken, sign=-1)
 
     def _move(self, workload: Workload, taken: Taken, *, sign: int) -> None:
+        limited = self._accounts.bounds(workload)
+        if not limited:
+            return
         use = Use(0, len(taken.gpus), taken.cpu_millis, taken.memory_bytes)
-        for bounds in self._accounts.bounds(workload):
+        for bounds in limited:
             account, key = bounds.account, (bounds.account, workload.metadata.uid)
             self._more[account] = self._more.get(account, _NOTHING).plus(use, times=sign)
             before = self._placed.get(key, 0)
