@@ -50,7 +50,7 @@ class Presence:
         self._clock = clock
         self._on_lost = on_lost
         self._connected: dict[str, str] = {}
-        # Revision of each node's session, or of the mark it left.
+        # Revision of each node's last session, or of the mark it left, also when both are gone.
         self._epochs: dict[str, int] = {}
         self._silent_since_s: dict[str, float] = {}
         # Nodes of which nothing is known count as silent since then; None: this replica has heard nothing at all yet.
@@ -190,7 +190,7 @@ class Presence:
 
     def still_silent(self, node: str) -> Guard:
         """A commit with this guard fails when the node was heard of meanwhile, although nobody here knows it yet."""
-        return self._registry.guard(SESSIONS, node, self._epochs.get(node, 0))
+        return self._registry.unheard_since(node, self._epochs.get(node, 0))
 
     async def wait_for_change(self, *, timeout_s: float) -> None:
         try:

@@ -117,6 +117,29 @@ async def test_sessions_have_growing_epochs_and_the_old_one_is_fenced(kv: KV, ke
         assert await one.entries(SESSIONS) == {}
 
 
+async def test_a_session_that_came_and_went_unseen_is_no_silence(kv: KV, keys: Keys, store: EventStore) -> None:
+    async with Registry(kv, keys=keys) as observer, asyncio.timeout(10), aclosing(observer.follow(SESSIONS)) as sights:
+        async with Registry(kv, keys=keys) as holder:
+            await holder.put(SESSIONS, "n1", b"r1")
+            while "n1" not in await anext(sights):
+                pass
+        sight = await anext(sights)
+        assert "n1" not in sight
+        never, since = observer.unheard_since("n2", 0), observer.unheard_since("n1", sight.epochs["n1"])
+        await store.append(commit(birth(A), guards=(never, since)))
+        async with Registry(kv, keys=keys) as holder:
+            await holder.put(SESSIONS, "n1", b"r2")
+            await holder.put(SESSIONS, "n2", b"r2")
+        for heard in (never, since):
+            with pytest.raises(errors.GuardFailed):
+                await store.append(commit(birth(B), guards=(heard,)))
+    async with Registry(kv, keys=keys) as late, asyncio.timeout(10), aclosing(late.follow(SESSIONS)) as sights:
+        sight = await anext(sights)
+        assert (dict(sight), sorted(sight.epochs)) == ({}, ["n1", "n2"]), "also who came later knows since when"
+        known = [late.unheard_since(node, sight.epochs[node]) for node in ("n1", "n2")]
+        await store.append(commit(birth(B), guards=known))
+
+
 async def test_observers_see_who_comes_and_who_goes(kv: KV, keys: Keys) -> None:
     async with Registry(kv, keys=keys) as mine, asyncio.timeout(10):
         await mine.put(REPLICAS, "r1", b"address 1")

@@ -36,7 +36,8 @@ log = structlog.get_logger(__name__)
 class Entries(dict[str, bytes]):
     """Everybody in a section at one moment, by id.
 
-    `epochs` are the revisions that the entries were put at. `unbroken`: since the answer before this one, each entry
+    `epochs` are the revisions that the entries were last put at; in the section of sessions also those of entries that
+    are gone, as far back as anybody remembers. `unbroken`: since the answer before this one, each entry
     has changed once at most; else (at first, and after a gap) there is no telling what has come and gone meanwhile.
     """
 
@@ -78,10 +79,10 @@ class Registry:
         """Makes or replaces an entry. The guard's mod_revision is its epoch. Raises Unavailable, NoSpace, LeaseLost.
 
         A session also leaves a mark among the events, so that a follower can tell when it knows all that was
-        written before.
+        written before. It stays when the session is gone, and its revision tells when there was one.
         """
         key = self._keys.presence(section, id)
-        marks = [Put(self._keys.mark(f"{section}/{id}"), b"")] if section == SESSIONS else []
+        marks = self._marks(section, id)
         lease = await self._current_lease()
         while True:
             try:
@@ -102,11 +103,18 @@ class Registry:
         key = self._keys.presence(section, id)
         lease_id = self._hung_on.get(key)
         if lease_id is not None:
-            await self._kv.txn([Compare(key, Target.MOD, guard.mod_revision)], [Put(key, value, lease_id)])
+            puts = [Put(key, value, lease_id), *self._marks(section, id)]
+            await self._kv.txn([Compare(key, Target.MOD, guard.mod_revision)], puts)
 
-    def guard(self, section: str, id: str, epoch: int) -> Guard:
-        """The entry is the one that was put at this epoch; 0: there is none."""
-        return Guard(self._keys.presence(section, id), mod_revision=epoch)
+    def unheard_since(self, id: str, epoch: int) -> Guard:
+        """The session that was put at this epoch, gone or not, was the last; 0: there never was one.
+
+        That there is none now would prove nothing: one may have come and gone.
+        """
+        return Guard(self._keys.mark(f"{SESSIONS}/{id}"), mod_revision=epoch)
+
+    def _marks(self, section: str, id: str) -> list[Put]:
+        return [Put(self._keys.mark(f"{section}/{id}"), b"")] if section == SESSIONS else []
 
     async def standing(self, section: str, ids: Collection[str]) -> set[str]:
         """Those of the own entries that still stood, or were replaced by others, at some time after this was called.
@@ -162,7 +170,6 @@ class Registry:
                             changed.add(id)
                             if event.deleted:
                                 known.pop(id, None)
-                                epochs.pop(id, None)
                             else:
                                 known[id], epochs[id] = event.kv.value, event.kv.mod_revision
                         if changed:
@@ -183,6 +190,11 @@ class Registry:
                 revision = page.revision
                 entries.update((kv.key[len(prefix) :].decode(), kv.value) for kv in page.kvs)
                 epochs.update((kv.key[len(prefix) :].decode(), kv.mod_revision) for kv in page.kvs)
+        if section == SESSIONS:
+            marks = self._keys.mark(f"{section}/")
+            async with aclosing(self._kv.pages(marks, revision=revision, keys_only=True)) as pages:
+                async for page in pages:
+                    epochs |= {kv.key[len(marks) :].decode(): kv.mod_revision for kv in page.kvs}
         return entries, epochs, revision
 
     async def _current_lease(self) -> Lease:
