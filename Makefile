@@ -6,7 +6,7 @@ PY   := $(VENV)/bin/python
 args ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup proto demo up test faults sim-long lint format bench clean
+.PHONY: help setup proto demo up test faults sim-long fuzz lint format bench clean
 
 help:  ## Show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -37,6 +37,10 @@ sim-long:  ## 100,000 simulated faults, then every planted bug from the first se
 	@scripts/setup.sh --dev --no-system
 	@$(PY) -m tests.sim --total-faults 100000
 	@$(PY) -m tests.sim --hunt
+
+fuzz:  ## A minute of requests made up from the OpenAPI document, in the name of every role (PWM_FUZZ_S=600 for more)
+	@scripts/setup.sh --dev --no-system
+	@PWM_FUZZ_S=$${PWM_FUZZ_S:-60} $(PY) -m pytest -q --timeout=0 tests/unit/access/test_fuzz.py $(args)
 
 lint:  ## Format, style, types, import rules, proto
 	@scripts/setup.sh --dev --no-system

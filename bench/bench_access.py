@@ -1,9 +1,10 @@
 """What it costs to know who calls and what they may see: `GET` of one resource, with all checks and without any.
 
 Both servers are real: gateway, services, and a view with workloads in it. In one of them every token is taken for a
-certain user's, nobody asks whether he may, and every item is shown. As in bench_gateway.py the servers run in processes
-of their own, the same load generator drives them in turns, and each pair of neighbouring runs gives one ratio, of
-requests per second of the server's processor time: what else the machine does touches that less than the clock.
+certain user's, nobody counts his requests or asks whether he may, and every item is shown. As in bench_gateway.py the
+servers run in processes of their own, the same load generator drives them in turns, and each pair of neighbouring runs
+gives one ratio, of requests per second of the server's processor time: what else the machine does touches that less
+than the clock.
 
     python bench/bench_access.py [--rounds 30] [--seconds 0.5] [--connections 16]
 """
@@ -23,7 +24,9 @@ from bench.paired import save, summary
 from pwm.api.v1.identity_pb2 import Token, User
 from pwm.controlplane.auth import Principal, token_uid
 from pwm.controlplane.clock import Clock
+from pwm.controlplane.core.door import DoorLimits
 from pwm.controlplane.gateway import Gateway
+from pwm.controlplane.gateway.doorkeeper import Doorkeeper
 from pwm.controlplane.plane import ControlPlane
 from pwm.controlplane.store.keys import Keys
 from pwm.controlplane.store.memory import MemoryKV
@@ -54,7 +57,10 @@ def filled() -> ControlPlane:
 
 async def start_checked(body: bytes) -> int:
     plane = filled()
-    return await start(plane, plane.authenticator.user, plane.authorizer.check_call)
+    # Counted as ever, and never too many.
+    limits = DoorLimits(requests_per_s=1e9, burst=1_000_000_000)
+    door = Doorkeeper(limits, journal=plane.audit, unlimited=plane.authorizer.runs_the_cluster)
+    return await start(plane, plane.authenticator.user, plane.authorizer.check_call, door)
 
 
 async def start_unchecked(body: bytes) -> int:
@@ -72,10 +78,18 @@ async def start_unchecked(body: bytes) -> int:
             return item
 
     sys.modules["pwm.controlplane.services.resources"].Sight = Everything  # type: ignore[attr-defined]
-    return await start(plane, authenticate, lambda *given: None)
+
+    class NoDoor(Doorkeeper):
+        def address(self, request: Any) -> str:
+            return "127.0.0.1"
+
+        def visit(self, address: str, visitor: Any) -> None:
+            pass
+
+    return await start(plane, authenticate, lambda *given: None, NoDoor())
 
 
-async def start(plane: ControlPlane, authenticate: Any, authorize: Any) -> int:
+async def start(plane: ControlPlane, authenticate: Any, authorize: Any, door: Doorkeeper) -> int:
     gateway = Gateway(
         services=plane.services(),
         authenticate=authenticate,
@@ -84,6 +98,7 @@ async def start(plane: ControlPlane, authenticate: Any, authorize: Any) -> int:
         registry=CollectorRegistry(),
         title="PWM",
         version="0",
+        door=door,
     )
     return await gateway.start("127.0.0.1", 0)
 

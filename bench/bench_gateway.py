@@ -75,6 +75,7 @@ def workload(number: int) -> Workload:
 
 class Caller:
     name = "ann"
+    token_id = "0123456789ab"
 
 
 class Resources(ResourceServiceServicer):
