@@ -32,6 +32,9 @@ def _show_difference(invocation: Invocation, document: Document) -> None:
 
     there = _there(invocation, document)
     wanted = {name: value for name, value in document.content.items() if name != "status"}
+    if kind_of(document.kind) == "Secret":
+        # Not even its writer's screen is a place for values; what is there is not told by the server anyhow.
+        there, wanted = _without_values(there), _without_values(wanted)
     mentioned = _mentioned(there, wanted) if there else {}
     lines = difflib.unified_diff(
         to_yaml(mentioned).splitlines() if mentioned else [],
@@ -46,6 +49,15 @@ def _show_difference(invocation: Invocation, document: Document) -> None:
             colour = GREEN if line.startswith("+") else RED if line.startswith("-") else ""
             line = f"{colour}{line}{PLAIN}" if colour else line
         invocation.say(line)
+
+
+def _without_values(secret: dict[str, Any]) -> dict[str, Any]:
+    spec = secret.get("spec")
+    if not isinstance(spec, dict):
+        return secret
+    return secret | {
+        "spec": {key: dict.fromkeys(part, "(secret)") for key, part in spec.items() if isinstance(part, dict)}
+    }
 
 
 def _there(invocation: Invocation, document: Document) -> dict[str, Any]:

@@ -61,6 +61,7 @@ async def run(config: ControllerConfig, stop: asyncio.Event) -> None:
         )
         keys = Keys(config.prefix.encode())
         credentials = _credentials(config, kv, keys, replica, clock) if config.tls else None
+        cluster_key = ClusterKey.load_or_make(config.cluster_key_file) if config.cluster_key_file else None
         plane = ControlPlane(
             kv=kv,
             keys=keys,
@@ -70,6 +71,7 @@ async def run(config: ControllerConfig, stop: asyncio.Event) -> None:
             peer_token=secrets.token_urlsafe(32),
             clock=clock,
             times=config.times,
+            cluster_key=cluster_key,
             audit_kept_ms=config.audit_keep_ms,
             credentials=credentials,
             dial_peer=dial_with(credentials.dialling) if credentials else dial_insecure,
@@ -124,6 +126,7 @@ async def _serve(config: ControllerConfig, plane: ControlPlane, kv: EtcdKV, cert
     while True:
         try:
             await kv.check_versions()
+            await plane.secrets.check_key(kv)
             if credentials is not None:
                 await credentials.load()
             break
@@ -225,6 +228,9 @@ def main(config: ControllerConfig) -> int:
         code = 1
     except* (CannotServe, ClusterKeyError) as error:
         log.error("cannot serve with TLS", why=str(error.exceptions[0]))
+        code = 1
+    except* ClusterKeyError as unusable:
+        log.error("cluster key refused", why=str(unusable.exceptions[0]))
         code = 1
     except* OSError as error:
         log.error("cannot listen", why=str(error.exceptions[0]))

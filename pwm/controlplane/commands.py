@@ -46,6 +46,8 @@ READ_BACK_TIMEOUT_S = 10.0
 
 # Kinds whose names are unique in their group, across these kinds.
 GROUPED_KINDS = frozenset({"Workload", "Volume", "Storage", "Secret"})
+# Kinds of which something is kept beside the log.
+SEALED_KINDS = frozenset({"Secret"})
 # Kinds whose names are not claimed as those of others are: a container's is its workload's, a token's its user's.
 UNNAMED_KINDS = frozenset({"Container", "Token"})
 
@@ -314,6 +316,7 @@ class Commands:
             events=tuple(events),
             state=state.SerializeToString(deterministic=True),
             removed_at_ms=now_ms if change.removes else 0,
+            sealed=b"" if change.removes and change.kind in SEALED_KINDS else change.sealed,
         )
 
     async def _read_back(self, revision: int) -> None:

@@ -21,6 +21,7 @@ from pwm.controlplane.agents import Agents
 from pwm.controlplane.audit import Audit, AuditLog
 from pwm.controlplane.auth import Authenticator, Authorizer
 from pwm.controlplane.clock import Clock
+from pwm.controlplane.cluster_key import ClusterKey
 from pwm.controlplane.commands import Commands
 from pwm.controlplane.controllers.chores import DEFAULT_AUDIT_KEPT_MS, keep_audit, keep_retention, watch_space
 from pwm.controlplane.controllers.nodes import NodeController
@@ -41,6 +42,7 @@ from pwm.controlplane.presence import Presence
 from pwm.controlplane.queries import Queries
 from pwm.controlplane.replicas import Replicas
 from pwm.controlplane.roles import CHORES, ZONE_PREFIX, Roles
+from pwm.controlplane.secrets import Secrets
 from pwm.controlplane.services.accounts import AccountReader
 from pwm.controlplane.services.admin import AdminService
 from pwm.controlplane.services.applying import Applier
@@ -55,6 +57,7 @@ from pwm.controlplane.services.joining import Joining
 from pwm.controlplane.services.logs import LogReader
 from pwm.controlplane.services.resources import ResourceService
 from pwm.controlplane.services.restore import Restore
+from pwm.controlplane.services.secrets import SecretApplier
 from pwm.controlplane.services.system import SystemService
 from pwm.controlplane.services.tokens import TokenService
 from pwm.controlplane.services.usage import UsageService
@@ -96,6 +99,7 @@ class ControlPlane:
         peer_token: str = "",
         dial_peer: Dial = dial_insecure,
         peer_refuses: Refused = connection_refused,
+        cluster_key: ClusterKey | None = None,
         credentials: Credentials | None = None,
     ) -> None:
         """`credentials`: agents and replicas are known by their certificates; None: by tokens alone, without TLS.
@@ -121,6 +125,7 @@ class ControlPlane:
         self.view.observe(self._account)
         self.audit = Audit(kv, keys=keys, clock=clock, replica=replica)
         self.audit_log = AuditLog(kv, keys=keys)
+        self.secrets = Secrets(store=self.store, view=self.view, key=cluster_key)
         self.commands = Commands(
             store=self.store, view=self.view, clock=clock, versions=self._versions, witness=self.audit
         )
@@ -155,6 +160,7 @@ class ControlPlane:
             authenticate=self.authenticator.node,
             times=times,
             custody=self.lineage,
+            give=self.secrets.given_to,
             issuance=credentials,
         )
         self.credentials = credentials
@@ -320,7 +326,12 @@ class ControlPlane:
         """Every service's descriptor with its servicer, for the gateway."""
         view, clock = self.view, self.clock
         applier = Applier(
-            view=view, commands=self.commands, cluster=self.cluster, authorizer=self.authorizer, clock=clock
+            view=view,
+            commands=self.commands,
+            cluster=self.cluster,
+            authorizer=self.authorizer,
+            secrets=SecretApplier(view=view, secrets=self.secrets),
+            clock=clock,
         )
         servicers = {
             "SystemService": SystemService(

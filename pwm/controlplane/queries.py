@@ -19,6 +19,7 @@ from pwm.controlplane.core.nodes import Contact, silence_said
 from pwm.controlplane.core.reconcile import reconcile
 from pwm.controlplane.core.scheduling.cluster import Cluster
 from pwm.controlplane.core.scheduling.explain import explain
+from pwm.controlplane.core.secrets import missing
 from pwm.controlplane.core.status import workload_status
 from pwm.controlplane.view import View, ViewChange
 
@@ -94,6 +95,9 @@ class Queries:
         gap = reconcile(workload, containers, now_ms=now_ms)
         if not any(v.not_before_ms <= now_ms for v in gap.vacancies):
             return Reason()
+        absent = missing(workload, lambda group, name: self._view.by_name("Secret", name, group=group))
+        if absent is not None:
+            return absent.reason
         return explain(self._cluster, workload).reason
 
     def node(self, node: Node) -> Node:

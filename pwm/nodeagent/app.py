@@ -98,6 +98,7 @@ class Agent:
                 relay=relays.serve,
                 held=self.supervisor.held,
                 tell_again=self.supervisor.tell_again,
+                secrets=self.supervisor.secrets,
                 authorities_are=membership.told if membership else lambda authorities_id: None,
             ),
             dial=membership.dial if membership else dial,

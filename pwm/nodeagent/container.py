@@ -12,13 +12,14 @@ from typing import Any, Protocol
 
 import structlog
 
-from pwm.api.v1.agent_pb2 import Assignment, PullProgress
+from pwm.api.v1.agent_pb2 import Assignment, ContainerSecrets, PullProgress
 from pwm.api.v1.common_pb2 import Reason
 from pwm.api.v1.events_pb2 import ContainerReported
 from pwm.api.v1.workload_pb2 import ContainerStatus, Image, WorkloadSpec
 from pwm.lifecycle import ENDED, Phase
 from pwm.nodeagent import endings
 from pwm.nodeagent.drivers.driver import (
+    NOTHING,
     ContainerMissing,
     Driver,
     DriverError,
@@ -32,6 +33,7 @@ from pwm.nodeagent.engine import Engine
 from pwm.nodeagent.fence import Fencing
 from pwm.nodeagent.journal import Journal, Record
 from pwm.nodeagent.reporter import Reporter
+from pwm.nodeagent.secrets import Secrets, needs_secrets
 from pwm.nodeagent.step import Desired, Operation, Seen, Situation, next_step
 
 log = structlog.get_logger(__name__)
@@ -81,6 +83,7 @@ class Surroundings:
     clock_ns: Callable[[], int]
     pulling: dict[str, PullProgress]
     killed: Killed
+    secrets: Secrets
     # The self-fence is due: what is wanted is what was wanted long ago.
     is_overdue: Callable[[], bool]
 
@@ -101,6 +104,8 @@ class Container:
         self._pull: asyncio.Task[None] | None = None
         self._pulled = False
         self._image_missing = False
+        # What its secrets hold, from when it was told to its creation.
+        self._given: ContainerSecrets | None = None
         self._watch: asyncio.Task[None] | None = None
         self._adopted = asyncio.Event()
         self._fencing: Fencing | None = None
@@ -268,6 +273,8 @@ class Container:
             case Operation.PULL:
                 self._report_once(P.PULLING)
                 self._pull = beside.create_task(self._run_pull(driver))
+            case Operation.CREATE if self._given is None and needs_secrets(self.assignment.spec):
+                self._pull = beside.create_task(self._run_fetch())
             case Operation.CREATE:
                 await self._launch(driver)
             case Operation.START:
@@ -306,7 +313,9 @@ class Container:
             self._around.pulling[self.uid] = now
 
         try:
-            await driver.prepare(self.assignment, progress)
+            if needs_secrets(self.assignment.spec):
+                self._given = await self._around.secrets.of(self.uid)
+            await driver.prepare(self.assignment, progress, self._given or NOTHING)
             self._pulled = True
         except EngineUnreachable:
             # Asked again once the engine is back.
@@ -320,20 +329,30 @@ class Container:
             self._pull = None
             self.changed.set()
 
+    async def _run_fetch(self) -> None:
+        """Gets what the secrets hold; beside the loop, since no controller may be there to say it."""
+        try:
+            self._given = await self._around.secrets.of(self.uid)
+        except DriverError as error:
+            self._failed(error)
+        finally:
+            self._pull = None
+            self.changed.set()
+
     async def _launch(self, driver: Driver) -> None:
         """Create, and start in the same turn: whoever comes first should also run first."""
         async with self._around.slots:
             if self._wanted is not Desired.RUN:
                 return
             try:
-                runtime_id = await driver.create(self.assignment)
+                runtime_id = await driver.create(self.assignment, self._given or NOTHING)
             except ImageMissing:
                 if self._pulled:
                     raise
                 self._image_missing = True
                 return
             self._around.journal.put(replace(self.record, runtime_id=runtime_id))
-            self._seen = Seen.CREATED
+            self._seen, self._given = Seen.CREATED, None
             await self._start(driver)
 
     @property

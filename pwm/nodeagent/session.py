@@ -31,6 +31,7 @@ from pwm.api.v1.agent_pb2 import (
     Hold,
     NodeUsage,
     OpenStream,
+    SecretsWanted,
     SessionRequest,
     SessionResponse,
     Welcome,
@@ -40,6 +41,7 @@ from pwm.api.v1.node_pb2 import Inventory
 from pwm.nodeagent.allegiance import Allegiance, Outdated
 from pwm.nodeagent.fence import Fence
 from pwm.nodeagent.reporter import Reporter
+from pwm.nodeagent.secrets import Secrets
 
 log = structlog.get_logger(__name__)
 
@@ -95,6 +97,8 @@ class Callbacks:
     # Everything that is here, and telling again how it is.
     held: Callable[[], list[HeldContainer]]
     tell_again: Callable[[], None]
+    # Asked for, and what came.
+    secrets: Secrets
     # Which authorities the control plane trusts, by the name of the set.
     authorities_are: Callable[[str], None] = lambda authorities_id: None
 
@@ -198,7 +202,12 @@ class _Session:
         try:
             await self._greet()
             async with asyncio.TaskGroup() as tasks:
-                for work in (self._send_reports(), self._send_heartbeats(), self._send_inventory()):
+                for work in (
+                    self._send_reports(),
+                    self._send_heartbeats(),
+                    self._send_inventory(),
+                    self._ask_for_secrets(),
+                ):
                     tasks.create_task(work)
                 tasks.create_task(self._receive(tasks))
         except* (SessionOver, grpc.aio.AioRpcError) as group:
@@ -279,6 +288,8 @@ class _Session:
                 case "heard":
                     self._heard(message.heard.number)
                     self._owner._allegiance.told(message.heard.position)
+                case "secrets":
+                    self._callbacks.secrets.arrived(message.secrets)
                 case "goodbye":
                     raise SessionOver(f"the server said goodbye: {message.goodbye.message}")
 
@@ -342,6 +353,10 @@ class _Session:
     async def _send_reports(self) -> None:
         async for reports in self._owner._reporter.outgoing():
             await self._write(SessionRequest(reports=reports))
+
+    async def _ask_for_secrets(self) -> None:
+        async for uid in self._callbacks.secrets.wanted():
+            await self._write(SessionRequest(secrets_wanted=SecretsWanted(container_uid=uid)))
 
     async def _send_heartbeats(self) -> None:
         usage = NodeUsage()

@@ -24,6 +24,7 @@ from pwm.nodeagent.engine import Engine
 from pwm.nodeagent.fence import Fencing
 from pwm.nodeagent.journal import Journal, Record
 from pwm.nodeagent.reporter import Reporter
+from pwm.nodeagent.secrets import Secrets
 from pwm.nodeagent.step import Desired
 from pwm.nodeagent.watchdog import RESCHEDULE
 
@@ -54,6 +55,7 @@ class Supervisor:
         self._engines = {driver.name: Engine(driver) for driver in drivers}
         self._journal = journal
         self.reporter = Reporter(journal, on_acknowledged=self._acknowledged, clock_ns=clock_ns)
+        self.secrets = Secrets()
         self._output = output
         self._clock_ns = clock_ns
         self._on_drivers_changed = on_drivers_changed
@@ -153,6 +155,7 @@ class Supervisor:
                 clock_ns=self._clock_ns,
                 pulling=self._pulling,
                 killed=self._killed,
+                secrets=self.secrets,
                 is_overdue=self._is_overdue,
             ),
         )

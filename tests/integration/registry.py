@@ -1,10 +1,11 @@
 """A registry for tests: one image that can be pulled, in as much of the protocol as Docker needs for it.
 
-Engines trust registries on loopback without TLS. `layer_delay_s`, between its chunks, makes a pull last; `denied` asks
-for a log-in.
+Engines trust registries on loopback without TLS. `layer_delay_s`, between its chunks, makes a pull last. Who wants the
+image `private` has to log in.
 """
 
 import asyncio
+import base64
 import gzip
 import hashlib
 import io
@@ -21,7 +22,10 @@ _CHUNK_BYTES = 32 * 1024
 
 
 class Registry:
-    def __init__(self) -> None:
+    def __init__(self, *, username: str = "nobody", password: str = "") -> None:
+        """With a password whoever pulls has to log in."""
+        login = base64.b64encode(f"{username}:{password}".encode()).decode()
+        self._accepted = f"Basic {login}" if password else ""
         self.address = ""
         self.layer_delay_s = 0.0
         self.manifests_asked = 0
@@ -74,13 +78,18 @@ class Registry:
             await runner.cleanup()
 
     async def _hello(self, request: web.Request) -> web.Response:
-        return web.json_response({})
+        """Engines learn here whether they have to log in."""
+        return web.json_response({}) if self._lets_in(request) or not self._accepted else _log_in()
+
+    def _lets_in(self, request: web.Request) -> bool:
+        return bool(self._accepted) and request.headers.get("Authorization") == self._accepted
 
     async def _get_manifest(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
-        if name == "private":
-            return _error(401, "UNAUTHORIZED", "authentication required")
-        if name != "public" or request.match_info["reference"] not in ("latest", _digest(self._manifest)):
+        if name == "private" and not self._lets_in(request):
+            return _log_in()
+        known = request.match_info["reference"] in ("latest", _digest(self._manifest))
+        if name not in ("public", "private") or not known:
             return _error(404, "MANIFEST_UNKNOWN", "manifest unknown")
         self.manifests_asked += request.method == "GET"
         return web.Response(
@@ -120,6 +129,12 @@ def _layer() -> bytes:
 
 def _digest(blob: bytes) -> str:
     return f"sha256:{hashlib.sha256(blob).hexdigest()}"
+
+
+def _log_in() -> web.Response:
+    answer = _error(401, "UNAUTHORIZED", "authentication required")
+    answer.headers["WWW-Authenticate"] = 'Basic realm="tests"'
+    return answer
 
 
 def _error(status: int, code: str, message: str) -> web.Response:

@@ -14,10 +14,11 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from pwm.api.v1.agent_pb2 import Assignment, ContainerUsage, NodeUsage, PullProgress
+from pwm.api.v1.agent_pb2 import Assignment, ContainerSecrets, ContainerUsage, NodeUsage, PullProgress
 from pwm.api.v1.common_pb2 import Reason
 from pwm.api.v1.node_pb2 import DriverInfo, GPUDevice, Inventory
 from pwm.nodeagent.drivers.driver import (
+    NOTHING,
     Adopted,
     ContainerMissing,
     DriverError,
@@ -310,7 +311,9 @@ class SimDriver:
             return DriverInfo(name=self.name, version="sim", ready=False, message=str(error))
         return DriverInfo(name=self.name, version="sim", ready=True)
 
-    async def prepare(self, assignment: Assignment, progress: Callable[[PullProgress], None]) -> None:
+    async def prepare(
+        self, assignment: Assignment, progress: Callable[[PullProgress], None], given: ContainerSecrets = NOTHING
+    ) -> None:
         await self._ask()
         progress(PullProgress(message="Downloading"))
         await asyncio.sleep(self._rng.choice([0.05, 0.5, 3.0]))
@@ -320,7 +323,7 @@ class SimDriver:
             raise DriverError(Reason.IMAGE_NOT_PRESENT, "there is no such image anywhere")
         self._machine.images.add(image)
 
-    async def create(self, assignment: Assignment) -> str:
+    async def create(self, assignment: Assignment, given: ContainerSecrets = NOTHING) -> str:
         await self._ask()
         machine = self._machine
         box = machine.boxes.get(assignment.uid)

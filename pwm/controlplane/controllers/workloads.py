@@ -24,6 +24,7 @@ from pwm.controlplane.core.scheduling.cluster import Cluster
 from pwm.controlplane.core.scheduling.plan import Placement, plan
 from pwm.controlplane.core.scheduling.queue import Waiting
 from pwm.controlplane.core.scheduling.spec import container_spec
+from pwm.controlplane.core.secrets import missing
 from pwm.controlplane.errors import ApiError
 from pwm.controlplane.store.commits import Guard
 from pwm.controlplane.turns import Turns
@@ -151,10 +152,15 @@ class WorkloadController:
             self._backing_off[uid] = seen
         return ready
 
+    def _has_secrets(self, workload: Workload) -> bool:
+        """What refers to a secret waits until it is there."""
+        return missing(workload, lambda group, name: self._view.by_name("Secret", name, group=group)) is None
+
     async def _place(self, now_ms: int) -> None:
         self._contested = False
         await self._turns.learn(self._shared)
         waiting = [w for replicas in self._waiting.values() for w in replicas]
+        waiting = [w for w in waiting if self._has_secrets(w.workload)]
         planned = plan(self._cluster, waiting, now_ms=now_ms, seed=self._clock.seed())
         if not planned.placements:
             return

@@ -11,8 +11,10 @@ from collections.abc import Callable
 
 from pwm.api.v1.services_pb2 import Problem
 from pwm.controlplane.core import fields
-from pwm.controlplane.core.document import FAILED_PRECONDITION, PERMISSION_DENIED, Findings, Item, below, child, shown
+from pwm.controlplane.core.document import PERMISSION_DENIED, Findings, Item, below, child, shown
 from pwm.controlplane.core.kinds import APPLIED
+from pwm.controlplane.core.secret_documents import KEY, KEY_RULE, check_shape
+from pwm.controlplane.core.secrets import DEFAULT_FOLDER
 
 # Options of Docker's create call, as PWM 1.x passed them on unseen, and what to use instead.
 # Names are in lower case, so that Binds, binds and BINDS are one.
@@ -52,12 +54,7 @@ _VOLUME_NAME = re.compile(r"(pwm\.)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])
 
 # Fields that are kept, but that nothing acts on yet: where, and what that means.
 _NOT_YET: dict[str, tuple[tuple[str, str], ...]] = {
-    "Workload": (
-        ("spec.volumes", "volumes are not mounted, so the workload waits and does not start"),
-        ("spec.idle", "idle workloads are not paused"),
-        ("spec.notify", "nobody is notified"),
-        ("spec.config.secretEnv", "there are no secrets, so no node takes the workload"),
-    ),
+    "Workload": (("spec.volumes", "volumes are not mounted, so the workload waits and does not start"),),
     "Storage": (("spec", "nothing is stored there"),),
     "Volume": (("spec", "workloads that mount it wait"),),
     "ResourceCredit": (("spec.credit", "nothing is charged"),),
@@ -66,7 +63,9 @@ _NOT_YET: dict[str, tuple[tuple[str, str], ...]] = {
 
 
 def forbidden_options(kind: str, root: Item, findings: Findings) -> None:
-    """Take out and refuse the fields that ask for more than any container gets."""
+    """Take out and refuse the fields that ask for more than any container gets, and what must not be shown."""
+    if kind == "Secret":
+        check_shape(root, findings)
     if kind != "Workload":
         return
     for place in ("spec", "spec.config"):
@@ -146,6 +145,7 @@ def _workload(root: Item, findings: Findings) -> None:
             root, "spec.image.image", "the workload has no image", findings, example="spec: {image: ubuntu:24.04}"
         )
     _environment(root, findings, process=process)
+    _secrets(root, findings, process=process)
     _volume_mounts(root, findings)
     _ports(root, findings)
     user = _at(root, "spec.config.user")
@@ -174,8 +174,33 @@ def _environment(root: Item, findings: Findings, *, process: bool) -> None:
             seen[name] = item
 
 
+def _secrets(root: Item, findings: Findings, *, process: bool) -> None:
+    variables = _at(root, "spec.config.secretEnv")
+    for variable, item in ((variables.mapping or {}) if variables is not None else {}).items():
+        secret, key = child(item, "secret"), child(item, "key")
+        if secret is None or not secret.text or key is None or not key.text:
+            step = "write {secret: NAME, key: KEY}"
+            findings.refuse(item.path, f"the variable {variable} does not name a secret and a key in it", step)
+        elif not KEY.fullmatch(key.text):
+            findings.refuse(key.path, f"{shown(key.text)} is no name of a key", KEY_RULE)
+    for entry in (*_entries(root, "spec.config.secrets"), *filter(None, [_at(root, "spec.image.registrySecret")])):
+        name = child(entry, "name")
+        if entry.mapping is not None and (name is None or not name.text):
+            findings.refuse(below(entry, "name"), f"{entry.path} names no secret", "write name: …")
+        target = child(entry, "target")
+        if process and target is not None and target.text:
+            step = "remove it; the variable PWM_SECRETS says where the files are"
+            findings.refuse(target.path, "a process has no file system of its own, so it cannot choose a place", step)
+
+
 def _volume_mounts(root: Item, findings: Findings) -> None:
     targets: dict[str, Item] = {}
+    for entry in _entries(root, "spec.config.secrets"):
+        name, target = child(entry, "name"), child(entry, "target")
+        if target is not None and target.text:
+            _target(target, targets, findings)
+        elif name is not None and name.text:
+            _target(Item(f"{DEFAULT_FOLDER}/{name.text}", entry.path), targets, findings)
     for entry in _entries(root, "spec.volumes"):
         name, target = child(entry, "name"), child(entry, "target")
         if name is None or name.value == "":
@@ -185,15 +210,20 @@ def _volume_mounts(root: Item, findings: Findings) -> None:
         if target is None or not target.text:
             findings.refuse(below(entry, "target"), f"{entry.path} has no target", "write target: /path/in/container")
             continue
-        path = "/" + "/".join(part for part in target.text.split("/") if part not in ("", "."))
-        if _DOCKER_SOCKET in path:
-            _forbid(target.path, f"{target.path}: Docker's socket is not for containers", "remove it", findings)
-        elif path == "/" or (path != _SHARED_MEMORY and _is_below(path, _SYSTEM_PATHS)):
-            findings.refuse(target.path, f"{target.path} is {shown(target.text)}, which belongs to the system",
-                            "choose another path, such as /data")  # fmt: skip
-        elif path in targets:
-            findings.refuse(target.path, f"two volumes have the target {path}", f"see {targets[path].path}")
-        targets[path] = target
+        _target(target, targets, findings)
+
+
+def _target(target: Item, targets: dict[str, Item], findings: Findings) -> None:
+    """A place in the container, which nothing else may have."""
+    path = "/" + "/".join(part for part in (target.text or "").split("/") if part not in ("", "."))
+    if _DOCKER_SOCKET in path:
+        _forbid(target.path, f"{target.path}: Docker's socket is not for containers", "remove it", findings)
+    elif path == "/" or (path != _SHARED_MEMORY and _is_below(path, _SYSTEM_PATHS)):
+        findings.refuse(target.path, f"{target.path} is {shown(target.text)}, which belongs to the system",
+                        "choose another path, such as /data")  # fmt: skip
+    elif path in targets:
+        findings.refuse(target.path, f"two mounts have the target {path}", f"see {targets[path].path}")
+    targets[path] = target
 
 
 def _is_below(path: str, roots: tuple[str, ...]) -> bool:
@@ -281,14 +311,3 @@ def _forbid(path: str, message: str, next_step: str, findings: Findings) -> None
 def _host_path(item: Item, findings: Findings) -> None:
     _forbid(item.path, f"{item.path} is not allowed: paths of the host cannot be mounted",
             "name a volume instead: {name: …, target: /data}", findings)  # fmt: skip
-
-
-def refuse_kind(kind: str, findings: Findings) -> None:
-    """Kinds that this version knows but does not take."""
-    if kind == "Secret":
-        findings.refuse(
-            "kind",
-            "secrets are not taken by this version: it could not keep their values encrypted",
-            "remove the document; pass what is not confidential in spec.config.env",
-            code=FAILED_PRECONDITION,
-        )

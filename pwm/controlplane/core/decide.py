@@ -43,6 +43,8 @@ class Change:
     state: State | None
     payloads: tuple[Payload, ...]
     cause: Cause | None = field(default=None)
+    # Kept beside the stream and not in the log; an encrypted value, or nothing with the stream's end.
+    sealed: bytes | None = field(default=None, repr=False)
     # What else it was decided on, as the view has it: it is appended only while these are as they were.
     given: tuple[State, ...] = ()
 

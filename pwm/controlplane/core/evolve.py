@@ -226,6 +226,9 @@ def _secret_applied(state: Any, event: ev.Event) -> None:
     state.spec.data.clear()
     for key in event.secret_applied.keys:
         state.spec.data[key] = ""
+    state.spec.ClearField("registry")
+    if event.secret_applied.registry:
+        state.spec.registry.server = event.secret_applied.registry
 
 
 def _token_issued(state: Any, event: ev.Event) -> None:

@@ -26,6 +26,9 @@ def workload(root: dict[str, Item], spec: dict[str, Item], findings: Findings) -
     image = child(spec.get("image"))
     if image is not None and image.text is not None:
         spec["image"] = Item({"image": image}, image.path)
+    login = child(spec.get("image"), "registrySecret")
+    if login is not None and login.text is not None:
+        login.value = {"name": Item(login.text, login.path)}
     if "config" in spec or "network" in spec:
         config = part(spec, "config", path="spec.config")
         if config is not None:
@@ -67,9 +70,11 @@ def _selectors(selectors: dict[str, Item]) -> None:
 
 
 def _config(config: dict[str, Item], spec: dict[str, Item], findings: Findings) -> None:
+    _secret_entries(config)
     pairs(config, "env")
     pairs(config, "labels")
     _secret_env(config)
+    _secret_files(config)
     entrypoint = _split_command(config, "entrypoint", findings)
     _split_command(config, "cmd", findings, entrypoint=entrypoint)
     health = section(config, "health")
@@ -79,6 +84,32 @@ def _config(config: dict[str, Item], spec: dict[str, Item], findings: Findings) 
     _cpu(config, spec, findings)
     _ports(config, findings)
     _user(config)
+
+
+def _secret_entries(config: dict[str, Item]) -> None:
+    """`[{name: TOKEN, secret: hub, key: token}]` in a list of variables."""
+    env = child(config.get("env"))
+    entries = env.sequence if env is not None else None
+    if env is None or entries is None:
+        return
+    for entry in list(entries):
+        mapping = entry.mapping or {}
+        name = child(mapping.get("name"))
+        if "secret" in mapping and name is not None and name.text is not None:
+            target = part(config, "secretEnv", path=env.path)
+            if target is not None:
+                target[name.text] = Item({key: item for key, item in mapping.items() if key != "name"}, entry.path)
+                entries.remove(entry)
+
+
+def _secret_files(config: dict[str, Item]) -> None:
+    """`secrets: hub` and `secrets: [hub]` for `secrets: [{name: hub}]`."""
+    item = child(config.get("secrets"))
+    if item is not None and (item.text is not None or item.mapping is not None):
+        item.value = [Item(item.value, item.path)]
+    for entry in (item.sequence or ()) if item is not None else ():
+        if entry.text is not None:
+            entry.value = {"name": Item(entry.text, entry.path)}
 
 
 def _secret_env(config: dict[str, Item]) -> None:

@@ -109,7 +109,6 @@ def _kind(root: Item, findings: Findings) -> str:
     elif kind not in kinds.APPLIED:
         findings.refuse("kind", f"a {kind} cannot be applied", _which_kind(""))
     else:
-        admission.refuse_kind(kind, findings)
         return kind
     return ""
 

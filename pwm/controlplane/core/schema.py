@@ -24,6 +24,7 @@ MAX_REPLICAS = 10_000
 MAX_GPUS_PER_REPLICA = 1_024
 MAX_ATTEMPTS = 1_000
 MAX_VOLUMES = 64
+MAX_SECRETS = 64
 MAX_ENTRIES = 1_024
 MAX_PRIORITY = 1_000
 MAX_PORT = 65_535
@@ -83,6 +84,12 @@ _READERS: dict[tuple[str, str], Reader] = {
     ("Config", "labels"): _OWN_LABELS,
     ("Config", "hostname"): fields.host_name,
     ("SecretKey", "secret"): fields.name,
+    ("SecretKey", "group"): fields.group_name,
+    ("SecretRef", "name"): fields.name,
+    ("SecretRef", "group"): fields.group_name,
+    ("SecretFiles", "name"): fields.name,
+    ("SecretFiles", "group"): fields.group_name,
+    ("SecretFiles", "target"): fields.absolute_path,
     ("Port", "port"): fields.whole(1, MAX_PORT),
     ("Port", "name"): fields.name,
     ("Port", "protocol"): fields.word("tcp", "udp"),
@@ -132,7 +139,11 @@ _READERS: dict[tuple[str, str], Reader] = {
 # Fields that the server sets: what `get` writes may be applied again, they are passed over.
 _SERVER_SET = {"Metadata": frozenset({"uid", "createdAt", "updatedAt", "version", "createdBy"})}
 # Most entries of lists of messages.
-_MAX_PARTS = {("WorkloadSpec", "volumes"): MAX_VOLUMES, ("Config", "ports"): 256}
+_MAX_PARTS = {
+    ("WorkloadSpec", "volumes"): MAX_VOLUMES,
+    ("Config", "ports"): 256,
+    ("Config", "secrets"): MAX_SECRETS,
+}
 
 Writer = Callable[[Message, Item, Findings], None]
 

@@ -37,6 +37,7 @@ from pwm.controlplane.commands import Commands
 from pwm.controlplane.core.decide import Change, join_node
 from pwm.controlplane.core.nodes import NodeTimes
 from pwm.controlplane.dispatcher import session as sessions
+from pwm.controlplane.dispatcher.giving import Give, give_secrets
 from pwm.controlplane.dispatcher.heartbeats import Heartbeats
 from pwm.controlplane.dispatcher.relay import AgentStream, Relays
 from pwm.controlplane.dispatcher.reports import ReportIntake
@@ -122,6 +123,7 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
         authenticate: Callable[[str], Awaitable[str | None]],
         times: NodeTimes,
         custody: Custody,
+        give: Give,
         issuance: Issuance | None = None,
     ) -> None:
         """`authenticate` maps a node token to the node it is good for ("" = any); None: not a node's token.
@@ -135,6 +137,7 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
         self._presence = presence
         self._authenticate = authenticate
         self._custody = custody
+        self._give = give
         self._issuance = issuance
         self._sessions: dict[str, sessions.Session] = {}
         self._held: dict[str, Sequence[HeldContainer]] = {}
@@ -311,6 +314,7 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
                     group.create_task(self._send(session, context)),
                     group.create_task(intake.run()),
                     group.create_task(self._superseded(session)),
+                    group.create_task(give_secrets(session, view=self._view, give=self._give)),
                 ]
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in tasks:
@@ -350,6 +354,8 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
                 case "heartbeat":
                     session.usage = message.heartbeat.usage
                     self._heartbeats.came(session, message.heartbeat.number)
+                case "secrets_wanted":
+                    session.secrets_wanted.put_nowait(message.secrets_wanted.container_uid)
                 case "inventory":
                     await self._join(session.node, message.inventory, guard)
 

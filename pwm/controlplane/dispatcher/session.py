@@ -12,6 +12,7 @@ from pwm.api.v1.agent_pb2 import (
     Assignment,
     Assignments,
     Configure,
+    ContainerSecrets,
     Heard,
     NodeUsage,
     OpenStream,
@@ -34,6 +35,8 @@ class Session:
         self.acknowledged_s = float("-inf")
         self.usage: NodeUsage | None = None
         self.superseded = asyncio.Event()
+        # Uids of containers whose secrets the agent has asked for.
+        self.secrets_wanted: asyncio.Queue[str] = asyncio.Queue()
         self._known: dict[str, Assignment] = {}
         self._set_number = 0
         self._dirty: dict[str, Container | None] = {}
@@ -57,6 +60,9 @@ class Session:
 
     def open(self, request: OpenStream) -> None:
         self._send(SessionResponse(open=request))
+
+    def give(self, secrets: ContainerSecrets) -> None:
+        self._send(SessionResponse(secrets=secrets))
 
     def configure(self, configure: Configure) -> None:
         self._send(SessionResponse(configure=configure))

@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 
 from pwm.api.v1.common_pb2 import Reason
+from pwm.api.v1.identity_pb2 import Secret
 from pwm.api.v1.services_pb2 import ApplyRequest, ApplyResponse, ApplyResult, Problem
 from pwm.api.v1.workload_pb2 import Workload, WorkloadStatus
 from pwm.controlplane.auth import Authorizer, Principal
@@ -32,6 +33,7 @@ from pwm.controlplane.core.scheduling.plan import plan
 from pwm.controlplane.core.scheduling.queue import Waiting
 from pwm.controlplane.errors import ApiError
 from pwm.controlplane.services.manifests import locate, read_request
+from pwm.controlplane.services.secrets import SecretApplier
 from pwm.controlplane.services.using import check_use
 from pwm.controlplane.sight import Sight
 from pwm.controlplane.store.commits import ReceiptWrite
@@ -54,9 +56,17 @@ _ASKED_IN = {
 
 class Applier:
     def __init__(
-        self, *, view: View, commands: Commands, cluster: Cluster, authorizer: Authorizer, clock: Clock
+        self,
+        *,
+        view: View,
+        commands: Commands,
+        cluster: Cluster,
+        authorizer: Authorizer,
+        secrets: SecretApplier,
+        clock: Clock,
     ) -> None:
         self._view = view
+        self._secrets = secrets
         self._commands = commands
         self._cluster = cluster
         self._authorizer = authorizer
@@ -83,6 +93,8 @@ class Applier:
             if isinstance(document, Parsed) and result.outcome in (ApplyResult.CREATED, ApplyResult.CONFIGURED):
                 await asyncio.sleep(0)  # half a millisecond for each: others go on meanwhile
                 self._warn_in_vain(document, result, principal)
+                if isinstance(document.message, Workload):
+                    self._secrets.warn_absent(document.message, result)
         await locate(readings, results)
         return ApplyResponse(results=results, revision=revision)
 
@@ -155,19 +167,23 @@ class Applier:
         receipt: ReceiptWrite | None,
     ) -> int:
         uid = self._clock.new_id()
+        held = await self._secrets.held(parsed.message) if isinstance(parsed.message, Secret) else None
 
         def decide() -> Sequence[Change]:
             wanted: Any = parsed.message
             metadata = wanted.metadata
             state = self._view.by_name(parsed.kind, metadata.name, group=metadata.group)
-            if isinstance(wanted, Workload):
+            sealed = None
+            if isinstance(wanted, Secret):
+                outcome, payloads, sealed = self._secrets.decide(state, wanted, held, uid=uid)
+            elif isinstance(wanted, Workload):
                 containers = self._view.containers_of(state.metadata.uid) if state is not None else []
                 outcome, payloads = apply_workload(state, wanted, containers)
             else:
                 outcome, payloads = apply_resource(state, wanted)
             result.outcome = outcome
             result.uid = state.metadata.uid if state is not None else uid
-            return [Change(parsed.kind, result.uid, metadata.name, metadata.group, state, payloads)]
+            return [Change(parsed.kind, result.uid, metadata.name, metadata.group, state, payloads, sealed=sealed)]
 
         if dry_run:
             decide()

@@ -283,7 +283,10 @@ def _token(item: Token, now_s: int) -> Cells:
 
 
 def _secret(item: Secret, now_s: int) -> Cells:
-    return (item.metadata.name, _age(item.metadata, now_s), _several(sorted(item.spec.data)))
+    keys = sorted(item.spec.data)
+    if item.spec.registry.server:
+        keys.append(f"login at {item.spec.registry.server}")
+    return (item.metadata.name, _age(item.metadata, now_s), _several(keys))
 
 
 def _resource_credit(item: ResourceCredit, now_s: int) -> Cells:

@@ -33,7 +33,8 @@ class StreamWrite:
     """The next events of one stream and the state after them.
 
     The decision was made on version `version_before`, whose head had the mod revision `revision_before`
-    (both 0: the stream must not exist yet). `removed_at_ms` ends the stream.
+    (both 0: the stream must not exist yet). `removed_at_ms` ends the stream. `sealed` is kept beside it, in place of
+    what was kept there before; it goes with the stream.
     """
 
     stream: StreamId
@@ -42,6 +43,7 @@ class StreamWrite:
     events: tuple[bytes, ...]
     state: bytes
     removed_at_ms: int = 0
+    sealed: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -228,6 +228,11 @@ class EventStore:
         found = zip(wanted, pages, strict=True)
         return {key: Turn(key, page.kvs[0].mod_revision if page.kvs else 0) for key, page in found}
 
+    async def sealed(self, stream: StreamId) -> bytes | None:
+        """What is kept beside the stream, as it was written with one of its versions. Raises KVError."""
+        page = await self._kv.range(self.keys.sealed(stream))
+        return page.kvs[0].value if page.kvs else None
+
     async def lookup_name(self, scope: str, group: str, name: str) -> StreamId | None:
         """Who holds a name."""
         page = await self._kv.range(self.keys.name(f"{scope}/{group}/{name}"))

@@ -5,6 +5,7 @@
     ev/-/{role}                       rewritten by who wins a role: a mark among the events, see `election`
     ev/-/session/{node}               the same, by who takes a node's session
     trimmed/{kind}/{uid}              first version still kept, once retention has dropped events
+    sealed/{kind}/{uid}               what the log must not hold, encrypted (pwm.v1.Sealed)
     name/{scope}/{group}/{name}       kind/uid of the holder
     receipt/{principal}/{key}         the answer already given for an idempotency key; leased
     leader/{role}                     leased; its create_revision is the fence
@@ -14,6 +15,7 @@
     authorities                       the cluster's certificate authorities (pwm.v1.Authorities)
     audit/log/{ms}/{chain}/{number}   what a controller wrote down of who did what (pwm.v1.SealedBatch)
     audit/kept-since                  what is older (ms) may have been dropped
+    cluster-key                       tells a replica whether it was given the right cluster key
     retention/mark                    how far compaction may go
     lineage/uid                       names this log, in whatever etcd it is kept
     lineage/incarnation               how often a restored store was accepted: the upper bits of epochs
@@ -78,6 +80,15 @@ class Keys:
 
     def trimmed(self, stream: StreamId) -> bytes:
         return b"%s%s/%s" % (self.all_trimmed, stream.kind.encode(), stream.uid.encode())
+
+    def sealed(self, stream: StreamId) -> bytes:
+        """What a stream's log must not hold, and nobody who reads the store may understand."""
+        return self.prefix + f"sealed/{stream.kind}/{stream.uid}".encode()
+
+    @property
+    def cluster_key(self) -> bytes:
+        """By which a replica knows whether it was given the cluster's key."""
+        return self.prefix + b"cluster-key"
 
     def name(self, name: str) -> bytes:
         """`name` is scope/group/name; the group is empty for what belongs to the cluster."""

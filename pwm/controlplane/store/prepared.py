@@ -106,6 +106,9 @@ def _prepare_stream(prepared: Prepared, write: StreamWrite, commit_id: bytes, ke
     key = keys.head(stream)
     prepared.compares.append(Compare(key, Target.MOD, write.revision_before))
     operations.append(Put(key, head.SerializeToString()))
+    if write.sealed is not None:
+        key = keys.sealed(stream)
+        operations.append(Delete(key) if write.removed_at_ms else Put(key, write.sealed))
 
 
 def _prepare_names(prepared: Prepared, keys: Keys) -> None:

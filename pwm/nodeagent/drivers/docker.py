@@ -21,17 +21,18 @@ from typing import Any
 import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from pwm.api.v1.agent_pb2 import Assignment, ContainerUsage, PullProgress, StartExec
+from pwm.api.v1.agent_pb2 import Assignment, ContainerSecrets, ContainerUsage, PullProgress, StartExec
 from pwm.api.v1.common_pb2 import Reason
 from pwm.api.v1.node_pb2 import DriverInfo
 from pwm.nodeagent.drivers import docker_exec
 from pwm.nodeagent.drivers.docker_api import ApiError, DockerApi
 from pwm.nodeagent.drivers.docker_errors import create_error, start_error
 from pwm.nodeagent.drivers.docker_pull import Pulls
-from pwm.nodeagent.drivers.docker_spec import check, container_name, create_body, identity
+from pwm.nodeagent.drivers.docker_spec import add_secrets, check, container_name, create_body, identity, masked
 from pwm.nodeagent.drivers.docker_stop import ignores_stop_signal
 from pwm.nodeagent.drivers.docker_usage import Cgroups
 from pwm.nodeagent.drivers.driver import (
+    NOTHING,
     Adopted,
     ContainerMissing,
     ContainerNotRunning,
@@ -45,6 +46,7 @@ from pwm.nodeagent.drivers.driver import (
     Runtime,
     Started,
 )
+from pwm.nodeagent.secret_files import SecretFiles
 
 log = structlog.get_logger(__name__)
 
@@ -80,6 +82,7 @@ class DockerDriver:
         self._cluster = cluster
         self._own = identity(node=node, cluster=cluster)
         self._pulls = Pulls(self._api)
+        self._files = SecretFiles(f"{cluster}.{node}.docker")
         self._known: dict[str, _Known] = {}
         self._root = Path("/var/lib/docker")
         self._version = ""
@@ -174,14 +177,20 @@ class DockerDriver:
 
     # -- one container's life
 
-    async def prepare(self, assignment: Assignment, progress: Callable[[PullProgress], None]) -> None:
+    async def prepare(
+        self, assignment: Assignment, progress: Callable[[PullProgress], None], given: ContainerSecrets = NOTHING
+    ) -> None:
         check(assignment)
-        await self._pulls.pull(assignment.spec.image, progress)
+        login = given.registry if given.HasField("registry") else None
+        await self._pulls.pull(assignment.spec.image, progress, login=login)
 
-    async def create(self, assignment: Assignment) -> str:
+    async def create(self, assignment: Assignment, given: ContainerSecrets = NOTHING) -> str:
         check(assignment)
-        name, image = container_name(assignment), assignment.spec.image
+        name, image, spec = container_name(assignment), assignment.spec.image, assignment.spec
         body = create_body(assignment, node=self._node, cluster=self._cluster)
+        user = spec.user if spec.HasField("user") else None
+        folders = await asyncio.to_thread(self._files.write, assignment.uid, given, user)
+        add_secrets(body, given.env, folders)
         try:
             runtime_id = str((await self._api.post("/containers/create", {"name": name}, body=body))["Id"])
         except ApiError as error:
@@ -270,6 +279,7 @@ class DockerDriver:
             # 409: its removal is under way.
             if error.status not in (404, 409):
                 raise EngineUnreachable(f"Docker could not remove the container: {error.message}") from error
+        await asyncio.to_thread(self._files.remove, uid)
         del self._known[uid]
         if not known.ended.done():
             known.ended.set_result(None)
@@ -285,8 +295,10 @@ class DockerDriver:
                     # Removed since the listing.
                     return None
 
-        found = await asyncio.gather(*(look(item["Id"]) for item in await self._list()))
-        return [adopted for adopted in found if adopted is not None]
+        looked = await asyncio.gather(*(look(item["Id"]) for item in await self._list()))
+        found = [adopted for adopted in looked if adopted is not None]
+        await asyncio.to_thread(self._files.keep_only, {*self._known, *(adopted.uid for adopted in found)})
+        return found
 
     def _adopt(self, info: dict[str, Any]) -> Adopted | None:
         state, labels = info["State"], info["Config"]["Labels"] or {}
@@ -319,7 +331,7 @@ class DockerDriver:
             found: dict[str, Any] = await self._api.get(f"/containers/{self._get(uid).runtime_id}/json")
         except ApiError as error:
             raise docker_exec.exec_error(error) from error
-        return found
+        return masked(found)
 
     async def processes(self, uid: str) -> ProcessTable:
         try:

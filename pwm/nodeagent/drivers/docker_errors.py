@@ -38,7 +38,7 @@ _PULL = (
     _known(
         r"unauthorized|denied|no basic auth|authentication required|forbidden",
         Reason.PULL_FAILED,
-        "The registry does not let this node pull {image}; the node needs a log-in for it",
+        "The registry does not let this node pull {image}; name a Secret with a log-in for it in image.registrySecret",
     ),
     _known(
         r"toomanyrequests|rate limit",

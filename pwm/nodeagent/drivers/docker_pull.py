@@ -2,11 +2,13 @@
 
 Fifty containers of one image ask for it at the same moment. The first pulls; the others wait, see its
 progress, and take its result too, good or bad, if that pull began after they asked; else they try once more,
-which is quick for an image that has just arrived. Credentials are those of the node's own Docker log-in
-(`docker login` as the agent's user).
+which is quick for an image that has just arrived. Credentials are those of the workload's secret, else of the node's
+own Docker log-in (`docker login` as the agent's user).
 """
 
 import asyncio
+import base64
+import json
 import re
 import time
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pwm.api.v1.agent_pb2 import PullProgress
+from pwm.api.v1.identity_pb2 import RegistryLogin
 from pwm.nodeagent.drivers.docker_api import ApiError, DockerApi
 from pwm.nodeagent.drivers.docker_errors import pull_error
 from pwm.nodeagent.drivers.driver import DriverError
@@ -35,12 +38,16 @@ class _Image:
 class Pulls:
     def __init__(self, api: DockerApi) -> None:
         self._api = api
-        self._images: dict[str, _Image] = {}
+        self._images: dict[tuple[str, bytes], _Image] = {}
 
-    async def pull(self, image: str, progress: Progress) -> None:
-        """Returns when the image is here; raises `DriverError` with a sentence for the user."""
+    async def pull(self, image: str, progress: Progress, *, login: RegistryLogin | None = None) -> None:
+        """Returns when the image is here; raises `DriverError` with a sentence for the user.
+
+        Who has another login gets a pull of his own: nobody waits for the failure of somebody else's.
+        """
         asked = time.monotonic()
-        state = self._images.setdefault(image, _Image())
+        key = (image, login.SerializeToString(deterministic=True) if login is not None else b"")
+        state = self._images.setdefault(key, _Image())
         state.users += 1
         state.watchers.append(progress)
         try:
@@ -49,7 +56,7 @@ class Pulls:
                     state.last_began = time.monotonic()
                     state.last_error = None
                     try:
-                        await self._pull(image, state)
+                        await self._pull(image, state, login)
                     except DriverError as error:
                         state.last_error = error
                 if state.last_error is not None:
@@ -58,11 +65,11 @@ class Pulls:
             state.watchers.remove(progress)
             state.users -= 1
             if not state.users:
-                del self._images[image]
+                del self._images[key]
 
-    async def _pull(self, image: str, state: _Image) -> None:
+    async def _pull(self, image: str, state: _Image, login: RegistryLogin | None) -> None:
         name, tag = split_reference(image)
-        headers = await asyncio.to_thread(_credentials, image)
+        headers = _header(login) if login is not None else await asyncio.to_thread(_credentials, image)
         layers = _Layers()
         try:
             async with self._api.stream(
@@ -70,12 +77,12 @@ class Pulls:
             ) as messages:
                 async for message in messages:
                     if error := message.get("error"):
-                        raise pull_error(image, str(error))
+                        raise pull_error(image, _without(login, str(error)))
                     now = layers.take(message)
                     for watcher in state.watchers:
                         watcher(now)
         except ApiError as error:
-            raise pull_error(image, error.message) from error
+            raise pull_error(image, _without(login, error.message)) from error
 
 
 class _Layers:
@@ -106,6 +113,16 @@ def split_reference(image: str) -> tuple[str, str]:
     if not colon or "/" in tag:
         return image, "latest"
     return name, tag
+
+
+def _without(login: RegistryLogin | None, message: str) -> str:
+    """What a registry says, without the password should it repeat that."""
+    return message.replace(login.password, "(secret)") if login is not None and login.password else message
+
+
+def _header(login: RegistryLogin) -> dict[str, str]:
+    said = {"username": login.username, "password": login.password, "serveraddress": login.server}
+    return {"X-Registry-Auth": base64.urlsafe_b64encode(json.dumps(said).encode()).decode()}
 
 
 def _credentials(image: str) -> dict[str, str]:

@@ -10,6 +10,8 @@ No init process is put in front of the command: it would hide that the command d
 say so by exit code 127 of a container that "ran"). What it is good for, an end on SIGTERM, `stop` does itself.
 """
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pwm.api.v1.agent_pb2 import Assignment
@@ -38,6 +40,9 @@ LOG_MAX_FILES = "5"
 FORBIDDEN_ENV_PREFIXES = ("LD_", "NVIDIA_")
 LABEL_PREFIX = "pwm."
 ON_NODE_LOST = "pwm.on-node-lost"
+# Names of the variables whose values nobody is shown.
+SECRET_ENV = "pwm.secret-env"
+HIDDEN = "(secret)"
 NANOS_PER_MILLI = 1_000_000
 
 
@@ -49,14 +54,12 @@ def container_name(assignment: Assignment) -> str:
 def check(assignment: Assignment) -> None:
     """Raises `DriverError` for what this agent does not do."""
     spec = assignment.spec
-    for name in spec.env:
+    for name in (*spec.env, *spec.secret_env):
         if name.upper().startswith(FORBIDDEN_ENV_PREFIXES) or "=" in name or not name:
             raise _refused(f"The variable {name!r} may not be set: it changes how the node runs programs")
     for name in spec.labels:
         if name.lower().startswith(LABEL_PREFIX):
             raise _refused(f"The label {name!r} may not be set: labels that begin with {LABEL_PREFIX} are PWM's own")
-    if spec.secret_env:
-        raise _refused("This node's agent cannot give variables from secrets to containers; update the agent")
     if spec.volumes:
         raise DriverError(
             Reason.VOLUME_NOT_READY,
@@ -90,6 +93,29 @@ def create_body(assignment: Assignment, *, node: str, cluster: str) -> dict[str,
     if spec.health.cmd:
         body["Healthcheck"] = _healthcheck(spec.health)
     return body
+
+
+def add_secrets(body: dict[str, Any], env: Mapping[str, str], folders: Mapping[str, Path]) -> None:
+    """Puts into the body what the container's secrets hold: variables, and folders by their place in it."""
+    if env:
+        names = {name.partition("=")[0] for name in body["Env"]} & env.keys()
+        body["Env"] = [entry for entry in body["Env"] if entry.partition("=")[0] not in names]
+        body["Env"] += [f"{name}={value}" for name, value in env.items()]
+        body["Labels"][SECRET_ENV] = ",".join(sorted(env))
+    if folders:
+        body["HostConfig"]["Mounts"] = [
+            {"Type": "bind", "Source": str(folder), "Target": target, "ReadOnly": True}
+            for target, folder in folders.items()
+        ]
+
+
+def masked(found: dict[str, Any]) -> dict[str, Any]:
+    """What Docker says of a container, without the values of the variables that came from secrets."""
+    config = found["Config"]
+    hidden = set((config["Labels"] or {}).get(SECRET_ENV, "").split(","))
+    entries = [(entry, entry.partition("=")[0]) for entry in config.get("Env") or ()]
+    config["Env"] = [f"{name}={HIDDEN}" if name in hidden else entry for entry, name in entries]
+    return found
 
 
 def own_labels(assignment: Assignment, *, node: str, cluster: str) -> dict[str, str]:

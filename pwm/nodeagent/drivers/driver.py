@@ -16,9 +16,20 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 
-from pwm.api.v1.agent_pb2 import Assignment, ContainerUsage, ExecOutput, PullProgress, StartExec, TerminalSize
+from pwm.api.v1.agent_pb2 import (
+    Assignment,
+    ContainerSecrets,
+    ContainerUsage,
+    ExecOutput,
+    PullProgress,
+    StartExec,
+    TerminalSize,
+)
 from pwm.api.v1.common_pb2 import Reason
 from pwm.api.v1.node_pb2 import DriverInfo
+
+# For a container that has no secrets.
+NOTHING = ContainerSecrets()
 
 
 class DriverError(Exception):
@@ -159,12 +170,17 @@ class Driver(Protocol):
         """Version and readiness; never raises."""
         ...
 
-    async def prepare(self, assignment: Assignment, progress: Callable[[PullProgress], None]) -> None:
+    async def prepare(
+        self, assignment: Assignment, progress: Callable[[PullProgress], None], given: ContainerSecrets = NOTHING
+    ) -> None:
         """Bring what `create` needs (the image) to this machine."""
         ...
 
-    async def create(self, assignment: Assignment) -> str:
-        """Create without starting and give the engine's id for it. Asked twice, it gives the one that is there."""
+    async def create(self, assignment: Assignment, given: ContainerSecrets = NOTHING) -> str:
+        """Create without starting and give the engine's id for it. Asked twice, it gives the one that is there.
+
+        `given`: what its secrets hold, which is kept nowhere but in the container.
+        """
         ...
 
     async def start(self, uid: str) -> Started: ...

@@ -27,12 +27,13 @@ from typing import Any
 
 import structlog
 
-from pwm.api.v1.agent_pb2 import Assignment, ContainerUsage, PullProgress, StartExec
+from pwm.api.v1.agent_pb2 import Assignment, ContainerSecrets, ContainerUsage, PullProgress, StartExec
 from pwm.api.v1.common_pb2 import Reason
 from pwm.api.v1.node_pb2 import DriverInfo
 from pwm.api.v1.workload_pb2 import WorkloadSpec
 from pwm.nodeagent.drivers import docker_spec, process_shim, process_spec, process_tree
 from pwm.nodeagent.drivers.driver import (
+    NOTHING,
     Adopted,
     ContainerMissing,
     ContainerNotRunning,
@@ -47,6 +48,8 @@ from pwm.nodeagent.drivers.driver import (
 )
 from pwm.nodeagent.drivers.process_cgroup import Cgroup, Limits, Use
 from pwm.nodeagent.drivers.process_exec import ProcessExec, shim_command
+from pwm.nodeagent.secret_files import SecretFiles
+from pwm.nodeagent.secrets import needs_secrets
 
 NAME = "pwm.process"
 # The way to the spool only; must hold what is printed while the agent restarts.
@@ -71,6 +74,8 @@ class _Process:
     folder: Path
     assignment: Assignment
     cgroup: Cgroup
+    # From its creation to its start; None: an agent before this one created it, and took them with it.
+    secret_env: dict[str, str] | None = field(default=None, repr=False)
     sessions: set[ProcessExec] = field(default_factory=set)
     # CPU time at the last look, and when that was.
     last_use: tuple[float, int] | None = None
@@ -109,6 +114,7 @@ class ProcessDriver:
         self._cluster = cluster
         self._allow_root = allow_root
         self._known: dict[str, _Process] = {}
+        self._files = SecretFiles(f"{cluster}.{node}.process")
         state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     async def run(self) -> None:
@@ -125,21 +131,37 @@ class ProcessDriver:
 
     # -- one operation each
 
-    async def prepare(self, assignment: Assignment, progress: Callable[[PullProgress], None]) -> None:
+    async def prepare(
+        self, assignment: Assignment, progress: Callable[[PullProgress], None], given: ContainerSecrets = NOTHING
+    ) -> None:
         """There is no image."""
 
-    async def create(self, assignment: Assignment) -> str:
+    async def create(self, assignment: Assignment, given: ContainerSecrets = NOTHING) -> str:
         process_spec.check(assignment, allow_root=self._allow_root)
+        secret_env = await asyncio.to_thread(self._keep_secrets, assignment, given)
         folder = self._root / assignment.uid
         folder.mkdir(exist_ok=True, mode=0o700)
         self._write(folder / "assignment", assignment.SerializeToString(deterministic=True))
-        self._known[assignment.uid] = self._process(folder, assignment)
+        process = self._known[assignment.uid] = self._process(folder, assignment)
+        process.secret_env = secret_env
         return assignment.uid
+
+    def _keep_secrets(self, assignment: Assignment, given: ContainerSecrets) -> dict[str, str]:
+        """Writes the files; gives the variables, among them the one that says where the files are."""
+        env = dict(given.env)
+        if given.folders:
+            user = process_spec.runs_as(assignment.spec)
+            folder = self._files.write(assignment.uid, given, user, reached_from_outside=True)
+            env[process_spec.SECRETS_FOLDER] = str(next(iter(folder.values())).parent)
+        return env
 
     async def start(self, uid: str) -> Started:
         process = self._get(uid)
         if process.launched:
             raise DriverError(Reason.ERROR_STARTING_CONTAINER, "The process was started before")
+        if process.secret_env is None and needs_secrets(process.assignment.spec):
+            message = "The agent was restarted before it could hand over the secrets; another attempt gets them"
+            raise DriverError(Reason.ERROR_STARTING_CONTAINER, message)
         await asyncio.to_thread(self._launch, process)
         started = process.result("started")
         if started is None:
@@ -168,6 +190,7 @@ class ProcessDriver:
             return
         await self._kill(process)
         process.cgroup.remove()
+        await asyncio.to_thread(self._files.remove, uid)
         await asyncio.to_thread(shutil.rmtree, process.folder, ignore_errors=True)
 
     async def adopt(self) -> list[Adopted]:
@@ -182,6 +205,7 @@ class ProcessDriver:
                 continue
             process = self._known.setdefault(assignment.uid, self._process(folder, assignment))
             found.append(await self._adopt(process))
+        await asyncio.to_thread(self._files.keep_only, set(self._known))
         return found
 
     # -- questions
@@ -196,8 +220,11 @@ class ProcessDriver:
         config = process_spec.surroundings(spec, argv=list(request.cmd), tty=request.tty)
         config |= {"cgroups": process.cgroup.procs, "die_with_parent": False}
         file = process.folder / f"exec-{time.monotonic_ns()}.json"
+        secret_env = process_spec.variables_of(process.pid, [*spec.secret_env, process_spec.SECRETS_FOLDER])
+        config["secret_env"] = sorted(secret_env)
         self._write(file, json.dumps(config).encode())
-        session = ProcessExec(shim_command(sys.executable, _SHIM, "exec", str(file)), request)
+        command = shim_command(sys.executable, _SHIM, "exec", str(file))
+        session = ProcessExec(command, request, env={**os.environ, **secret_env})
         process.sessions.add(session)
         session.on_close = lambda: process.sessions.discard(session)
         return session
@@ -252,7 +279,8 @@ class ProcessDriver:
 
     def _launch(self, process: _Process) -> None:
         """Starts the shim and waits until the process runs or could not."""
-        spec = process.assignment.spec
+        spec, secret_env = process.assignment.spec, process.secret_env or {}
+        process.secret_env = None
         self._log_folder(process).mkdir(exist_ok=True, mode=0o700)
         limited = process.cgroup.create(
             Limits(cpu_millis=spec.resources.cpu_millis, memory_bytes=spec.resources.memory_bytes)
@@ -263,6 +291,7 @@ class ProcessDriver:
             "data_bytes": 0 if limited else spec.resources.memory_bytes,
             "log": str(self._log_folder(process) / "container.log"),
             "log_limits": _LOG_LIMITS,
+            "secret_env": sorted(secret_env),
             # For the watchdog.
             "on_node_lost": WorkloadSpec.OnNodeLost.Name(spec.on_node_lost),
         }
@@ -275,7 +304,8 @@ class ProcessDriver:
                 stdin=subprocess.DEVNULL,
                 stdout=messages,
                 stderr=messages,
-                env=process_spec.PLAIN_ENV,
+                # What is secret is in no file: the shim passes it on.
+                env=process_spec.PLAIN_ENV | secret_env,
                 cwd="/",
                 check=False,
                 timeout=_LAUNCH_S,

@@ -23,10 +23,11 @@ _LAST_OUTPUT_S = 0.5
 class ProcessExec:
     """Made by `ProcessDriver.exec`. `command` is the shim's, which becomes the user's command."""
 
-    def __init__(self, command: list[str], request: StartExec) -> None:
+    def __init__(self, command: list[str], request: StartExec, *, env: dict[str, str]) -> None:
         # Called once when it is over, for whoever keeps account of sessions.
         self.on_close: Callable[[], None] = lambda: None
         self._tty = request.tty
+        self._env = env
         self._terminal = -1
         self._input = -1
         self._chunks: asyncio.Queue[ExecOutput | None] = asyncio.Queue(_QUEUED_CHUNKS)
@@ -94,7 +95,9 @@ class ProcessExec:
         try:
             if size.rows and size.columns:
                 fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", size.rows, size.columns, 0, 0))
-            process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+            process = subprocess.Popen(
+                command, stdin=slave, stdout=slave, stderr=slave, env=self._env, start_new_session=True
+            )
         finally:
             os.close(slave)
         self._input = self._terminal
@@ -106,7 +109,9 @@ class ProcessExec:
         err, err_end = os.pipe2(os.O_CLOEXEC)
         in_end, self._input = os.pipe2(os.O_CLOEXEC) if stdin else (subprocess.DEVNULL, -1)
         try:
-            process = subprocess.Popen(command, stdin=in_end, stdout=out_end, stderr=err_end, start_new_session=True)
+            process = subprocess.Popen(
+                command, stdin=in_end, stdout=out_end, stderr=err_end, env=self._env, start_new_session=True
+            )
         finally:
             for fd in (out_end, err_end, *([in_end] if stdin else [])):
                 os.close(fd)

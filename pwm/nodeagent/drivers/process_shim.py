@@ -183,7 +183,9 @@ def become(config: dict[str, Any], libc: ctypes.CDLL) -> NoReturn:
         libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     os.umask(0o022)
     os.chdir(config["cwd"])
-    os.execvpe(config["argv"][0], config["argv"], config["env"])
+    # Those that are in no file come by the way of this process's own.
+    env = config["env"] | {name: os.environ[name] for name in config["secret_env"]}
+    os.execvpe(config["argv"][0], config["argv"], env)
 
 
 def _watch(pid: int, outputs: dict[int, bool], log: RotatingLog, cgroups: list[str]) -> int:

@@ -7,17 +7,20 @@ machine.
 import errno
 import os
 import pwd
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pwm.api.v1.agent_pb2 import Assignment
 from pwm.api.v1.common_pb2 import Reason
-from pwm.api.v1.workload_pb2 import ContainerSpec
+from pwm.api.v1.workload_pb2 import ContainerSpec, RunAs
 from pwm.nodeagent.drivers import docker_spec, process_shim
 from pwm.nodeagent.drivers.driver import DriverError
 
 # `nobody`: who processes are where the agent is root and the workload names no user.
 _NOBODY = 65534
+# Says where the files of a process's secrets are: FOLDER/NAME/KEY.
+SECRETS_FOLDER = "PWM_SECRETS"
 PLAIN_ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 
 
@@ -57,7 +60,25 @@ def surroundings(spec: ContainerSpec, *, argv: list[str], tty: bool) -> dict[str
         "data_bytes": 0,
         "cgroups": [],
         "die_with_parent": True,
+        "secret_env": [],
     }
+
+
+def runs_as(spec: ContainerSpec) -> RunAs:
+    """The user of the process."""
+    uid, gid = _user(spec)
+    return RunAs(uid=os.geteuid() if uid is None else uid, gid=os.getegid() if gid is None else gid)
+
+
+def variables_of(pid: int, names: Iterable[str]) -> dict[str, str]:
+    """Those of these variables that a process was started with; none if it has just ended."""
+    wanted = set(names)
+    try:
+        entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return {}
+    found = (os.fsdecode(entry).partition("=") for entry in entries)
+    return {name: value for name, _, value in found if name in wanted}
 
 
 def start_error(spec: ContainerSpec, error: dict[str, Any] | None, remark: str) -> DriverError:

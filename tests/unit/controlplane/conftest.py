@@ -11,9 +11,11 @@ from pwm.api.v1.common_pb2 import Actor
 from pwm.api.v1.identity_pb2 import UserSpec, Verbs
 from pwm.controlplane.auth import Principal
 from pwm.controlplane.clock import Clock
+from pwm.controlplane.cluster_key import ClusterKey
 from pwm.controlplane.commands import Commands
 from pwm.controlplane.core.decide import Change
 from pwm.controlplane.follower import Follower
+from pwm.controlplane.secrets import Secrets
 from pwm.controlplane.store.eventstore import EventStore
 from pwm.controlplane.store.keys import Keys
 from pwm.controlplane.store.memory import MemoryKV
@@ -30,6 +32,7 @@ class Plane:
     view: View
     commands: Commands
     follower: Follower
+    secrets: Secrets
 
 
 async def add_user(plane: Plane, name: str, policies: dict[str, Policy | str], *, active: bool = True) -> Principal:
@@ -52,7 +55,8 @@ async def plane() -> AsyncIterator[Plane]:
         follower = Follower(store=store, view=view, clock=clock, on_loaded=lambda: None)
         following = asyncio.create_task(follower.run())
         await view.wait_for(0)
-        yield Plane(kv, store, view, Commands(store=store, view=view, clock=clock), follower)
+        commands = Commands(store=store, view=view, clock=clock)
+        yield Plane(kv, store, view, commands, follower, Secrets(store=store, view=view, key=ClusterKey.generate()))
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
     await kv.close()

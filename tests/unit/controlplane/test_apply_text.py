@@ -30,6 +30,7 @@ from pwm.controlplane.services.applying import Applier
 from pwm.controlplane.services.joining import Joining
 from pwm.controlplane.services.manifests import MAX_DOCUMENTS, locate, read_request
 from pwm.controlplane.services.resources import ResourceService
+from pwm.controlplane.services.secrets import SecretApplier
 from pwm.controlplane.services.system import SystemService
 from tests.unit.controlplane.conftest import Plane
 
@@ -73,7 +74,14 @@ async def server(plane: Plane) -> AsyncIterator[Server]:
     )
     principal = Principal(user=plane.view.by_name("User", ADMIN))
     authorizer, cluster = Authorizer(plane.view), Cluster()
-    applier = Applier(view=plane.view, commands=plane.commands, cluster=cluster, authorizer=authorizer, clock=clock)
+    applier = Applier(
+        view=plane.view,
+        commands=plane.commands,
+        cluster=cluster,
+        authorizer=authorizer,
+        secrets=SecretApplier(view=plane.view, secrets=plane.secrets),
+        clock=clock,
+    )
     resources = ResourceService(
         view=plane.view,
         queries=Queries(view=plane.view, cluster=cluster, clock=clock, contact=lambda node: Contact(connected=True)),

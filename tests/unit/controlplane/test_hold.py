@@ -110,6 +110,7 @@ async def dispatcher(plane: Plane, store: Store) -> Dispatcher:
         authenticate=anybody,
         times=DEFAULT_TIMES,
         custody=store,
+        give=plane.secrets.given_to,
     )
 
 

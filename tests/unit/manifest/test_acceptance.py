@@ -118,7 +118,6 @@ def test_what_the_server_added_may_be_applied_again() -> None:
         ({"volumes": [{"name": "a", "target": "/a"}]}, "spec.volumes"),
         ({"idle": {"pauseAfter": "15m"}}, "spec.idle"),
         ({"notify": {"byEmail": True}}, "spec.notify"),
-        ({"config": {"secretEnv": {"A": {"secret": "s", "key": "k"}}}}, "spec.config.secretEnv"),
     ],
 )
 def test_a_field_without_effect_in_this_version_is_kept_with_a_warning(spec: dict[str, Any], field: str) -> None:

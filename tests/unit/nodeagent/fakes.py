@@ -14,6 +14,7 @@ from pwm.api.v1.agent_pb2 import (
     Assignment,
     Assignments,
     Configure,
+    ContainerSecrets,
     ContainerUsage,
     ExecOutput,
     Heard,
@@ -35,6 +36,7 @@ from pwm.api.v1.workload_pb2 import ContainerSpec, ContainerStatus
 from pwm.nodeagent.app import Agent
 from pwm.nodeagent.config import AgentConfig
 from pwm.nodeagent.drivers.driver import (
+    NOTHING,
     Adopted,
     ContainerMissing,
     ContainerNotRunning,
@@ -122,7 +124,9 @@ class FakeDriver:
         if self.away:
             raise EngineUnreachable("the engine is away")
 
-    async def prepare(self, assignment: Assignment, progress: Callable[[PullProgress], None]) -> None:
+    async def prepare(
+        self, assignment: Assignment, progress: Callable[[PullProgress], None], given: ContainerSecrets = NOTHING
+    ) -> None:
         self._call("prepare", assignment.uid)
         progress(PullProgress(current_bytes=1, total_bytes=2, message="Downloading"))
         await self.pull_may_end.wait()
@@ -130,7 +134,7 @@ class FakeDriver:
             raise DriverError(Reason.IMAGE_NOT_PRESENT, "there is no such image anywhere")
         self.images.add(assignment.spec.image)
 
-    async def create(self, assignment: Assignment) -> str:
+    async def create(self, assignment: Assignment, given: ContainerSecrets = NOTHING) -> str:
         uid = assignment.uid
         self._call("create", uid)
         if self.create_error:

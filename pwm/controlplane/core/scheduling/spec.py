@@ -44,6 +44,8 @@ def container_spec(workload: Workload, placement: Placement, *, revision: int) -
         on_node_lost=spec.on_node_lost,
         owner=owner_of(workload),
     )
+    if spec.image.HasField("registry_secret"):
+        container.registry_secret.CopyFrom(spec.image.registry_secret)
     _copy_config(config, container)
     return container
 
@@ -55,6 +57,7 @@ def _copy_config(config: Config, container: ContainerSpec) -> None:
     container.env.update(config.env)
     for variable, key in config.secret_env.items():
         container.secret_env[variable].CopyFrom(key)
+    container.secrets.extend(config.secrets)
     container.working_dir = config.working_dir
     container.labels.update(config.labels)
     container.ports.extend(config.ports)
