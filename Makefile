@@ -38,9 +38,9 @@ sim-long:  ## 100,000 simulated faults, then every planted bug from the first se
 	@$(PY) -m tests.sim --total-faults 100000
 	@$(PY) -m tests.sim --hunt
 
-fuzz:  ## A minute of requests made up from the OpenAPI document, in the name of every role (PWM_FUZZ_S=600 for more)
+fuzz:  ## A thousand requests made up from the OpenAPI document, in the name of every role (PWM_FUZZ_ROUNDS=9999 for more)
 	@scripts/setup.sh --dev --no-system
-	@PWM_FUZZ_S=$${PWM_FUZZ_S:-60} $(PY) -m pytest -q --timeout=0 tests/unit/access/test_fuzz.py $(args)
+	@PWM_FUZZ_ROUNDS=$${PWM_FUZZ_ROUNDS:-350} $(PY) -m pytest -q --timeout=0 tests/unit/access/test_fuzz.py $(args)
 
 lint:  ## Format, style, types, import rules, proto
 	@scripts/setup.sh --dev --no-system

@@ -1,6 +1,6 @@
 """A foreign tool makes requests from the OpenAPI document, in the name of everybody: nothing may fail or hang.
 
-Some seconds of it among the tests; `make fuzz` gives it a minute.
+A few of them are among the tests; `make fuzz` makes a thousand.
 """
 
 import asyncio
@@ -17,35 +17,33 @@ from tests.unit.access.world import CALLERS, World, a_world
 
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
 
-LASTS_S = float(os.environ.get("PWM_FUZZ_S", "4"))
+# Rpcs that are called, in somebody's name, three times each.
+ROUNDS = int(os.environ.get("PWM_FUZZ_ROUNDS", "12"))
 # A drill ends this very process; a shell is no request.
 LEFT_OUT = ["/v1/admin/drill", "/v1/exec"]
 # Without an agent they can only say so.
 NEED_AN_AGENT = ("logs", "inspect", "processes")
-# Nobody waits longer; the machine may be busy.
-ANSWER_LIMIT_S = 5.0
+# What takes longer hangs: the machine may be busy.
+ANSWER_LIMIT_S = 30.0
 # Streams end by themselves then.
 STREAM_S = "200m"
 
 
 async def test_no_request_makes_anything_fail_or_hang_whoever_makes_it() -> None:
     async with a_world() as world:
-        answers = await asyncio.to_thread(run, world, time.monotonic() + LASTS_S)
+        answers = await asyncio.to_thread(run, world)
         assert (await world.ask("admin", "GET", "/v1/whoami")).status == 200
-    assert sum(answers.values()) > 20, answers
-    assert answers[200]
-    assert answers[401]
+    assert sum(answers.values()) > ROUNDS, answers
 
 
-def run(world: World, until_s: float) -> "Counter[int]":
+def run(world: World) -> "Counter[int]":
     """Answers by their status."""
     schema = schemathesis.openapi.from_url(f"{world.url}/openapi.json").exclude(path=LEFT_OUT)
     operations = [result.ok() for result in schema.get_all_operations()]
     callers = [*CALLERS, "anonymous", "node"]
     answers: Counter[int] = Counter()
-    number = random.randrange(1 << 32)
-    while time.monotonic() < until_s:
-        number += 1
+    first = random.randrange(1 << 32)
+    for number in range(first, first + ROUNDS):
         drawn = random.Random(number)
         caller = drawn.choice(callers)
         headers = {"Grpc-Timeout": STREAM_S}
