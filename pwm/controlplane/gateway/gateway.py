@@ -16,7 +16,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import structlog
 from aiohttp import web
@@ -27,7 +27,7 @@ from prometheus_client import CollectorRegistry
 import pwm
 from pwm.api.v1.access_pb2 import Access
 from pwm.controlplane.context import CALL, CallContext
-from pwm.controlplane.errors import ApiError
+from pwm.controlplane.errors import ApiError, LoginFailed
 from pwm.controlplane.gateway import failures, requests, responses, streams, websocket
 from pwm.controlplane.gateway.decoding import Decoder
 from pwm.controlplane.gateway.doorkeeper import Doorkeeper
@@ -234,7 +234,11 @@ class Gateway:
             self._authorize(principal, access, message, rpc.name)
         if rpc.streams:
             return await self._stream(endpoint, request, message, context, token)
-        return await self._unary(endpoint, request, message, context)
+        try:
+            return await self._unary(endpoint, request, message, context)
+        except LoginFailed as error:
+            # What is open to everybody may ask for a credential of another kind.
+            self._let_nobody_in(error, peer)
 
     async def _identify(self, token: str | None, peer: str) -> Principal:
         """Who shows a token, and that he may ask for more. Raises ApiError."""
@@ -246,12 +250,15 @@ class Gateway:
         except ApiError as error:
             if error.code is not Code.UNAUTHENTICATED:
                 raise
-            answer = self._door.fail(peer, error)
-            if answer is error:
-                raise
-            raise answer from error
+            self._let_nobody_in(error, peer)
         self._door.visit(peer, principal)
         return principal
+
+    def _let_nobody_in(self, error: ApiError, peer: str) -> NoReturn:
+        answer = self._door.fail(peer, error)
+        if answer is error:
+            raise error
+        raise answer from error
 
     async def _unary(
         self, endpoint: _Endpoint, request: web.BaseRequest, message: Message, context: CallContext

@@ -10,7 +10,9 @@ from aiohttp.test_utils import make_mocked_request
 
 from pwm.controlplane.core.addresses import neighbourhood, plain
 from pwm.controlplane.core.door import DoorLimits
+from pwm.controlplane.errors import LoginFailed
 from pwm.controlplane.gateway.doorkeeper import Doorkeeper
+from tests.unit.gateway import conftest
 
 GET = "/v1/resources/workload/train"
 BOB, WRONG, NOBODY = "Bearer pwm_bob", "Bearer pwm_guess", ""
@@ -97,6 +99,21 @@ async def test_three_wrong_tokens_ban_the_address_for_all_but_valid_tokens(
     now.s += 120.1
     assert (await guarded.get(GET, Authorization=WRONG)).status == 401
     assert (await guarded.get("/v1/version", Authorization=NOBODY)).status == 200
+
+
+async def test_what_is_open_to_everybody_and_asks_for_another_credential_is_no_way_around(
+    world: Any, start: Any, now: Now, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def join(self: Any, request: Any, context: Any) -> Any:
+        raise LoginFailed("this is no join token", next_step="ask for one")
+
+    monkeypatch.setattr(conftest.System, "GetVersion", join)
+    door = Doorkeeper(DoorLimits(failures=3), journal=journal, clock_s=now)
+    async with start(world, door=door) as gateway:
+        statuses = [(await gateway.get("/v1/version", Authorization=NOBODY)).status for _ in range(5)]
+        assert (await gateway.get(GET)).status == 200
+    assert statuses == [401, 401, 401, 429, 429]
+    assert "127.0.0.1 banned for 120 s" in journal.told
 
 
 async def test_a_visit_is_told_once(guarded: Any, journal: Journal) -> None:
