@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("inspect", "What the driver says of a workload's containers."),
     "stop": ("stop", "Stop workloads and keep them."),
     "restart": ("stop", "Start workloads anew."),
+    "keep": ("keep", "Hold a workload that does not use its GPUs."),
     "scale": ("scale", "Change a workload's number of replicas."),
     "delete": ("delete", "Delete resources."),
     "events": ("events", "What happened, and who did it."),

@@ -176,6 +176,11 @@ def duration(text: str) -> int:
     return parse_duration(text)
 
 
+def duration_or_never(text: str) -> int:
+    """Milliseconds; 0: never."""
+    return 0 if text.lower() == "never" else duration(text)
+
+
 def size(text: str) -> int:
     """Bytes: `1GiB`."""
     from pwm.quantity import parse_bytes

@@ -71,6 +71,7 @@ async def run(config: ControllerConfig, stop: asyncio.Event) -> None:
             peer_token=secrets.token_urlsafe(32),
             clock=clock,
             times=config.times,
+            idle_policy=config.idle,
             cluster_key=cluster_key,
             audit_kept_ms=config.audit_keep_ms,
             credentials=credentials,

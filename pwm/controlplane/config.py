@@ -6,6 +6,8 @@ from pathlib import Path
 
 from pwm.controlplane.core.authorities import CERTIFICATE_LIFE_MS, check_life
 from pwm.controlplane.core.door import DoorLimits
+from pwm.controlplane.core.idle import DEFAULT_POLICY as DEFAULT_IDLE
+from pwm.controlplane.core.idle import IdlePolicy
 from pwm.controlplane.core.nodes import NodeTimes
 
 
@@ -47,6 +49,13 @@ class ControllerConfig:
     node_grace_ms: int = 0
     node_lost_after_ms: int = 0
     self_fence_ms: int = 0
+    # GPUs that nobody uses (core/idle.py): after how long a workload is stopped (0: only those that ask for it), how
+    # long before that it is warned (None: in proportion), how long it is spared after its start, and from how many
+    # percent on a GPU counts as used.
+    idle_pause_after_ms: int = DEFAULT_IDLE.pause_after_ms
+    idle_warn_before_ms: int | None = None
+    idle_after_start_ms: int = DEFAULT_IDLE.spared_ms
+    gpu_used_from_percent: int = DEFAULT_IDLE.used_from_percent
     # Streams (watches, logs, shells) that one user may have open at this replica.
     streams_per_user: int = 1_000
     # How long it is kept who did what.
@@ -63,7 +72,7 @@ class ControllerConfig:
     hostname: str = field(default_factory=socket.gethostname)
 
     def __post_init__(self) -> None:
-        _ = self.times
+        _ = self.times, self.idle
         check_life(self.certificate_life_ms)
         if bool(self.tls_cert) != bool(self.tls_key):
             raise ValueError("a given certificate is two files, --tls-cert and --tls-key")
@@ -90,6 +99,16 @@ class ControllerConfig:
         """Raises NodeTimesError for settings that cannot work together."""
         return NodeTimes.of(
             grace_ms=self.node_grace_ms, lost_after_ms=self.node_lost_after_ms, self_fence_ms=self.self_fence_ms
+        )
+
+    @property
+    def idle(self) -> IdlePolicy:
+        """Raises ValueError for settings that cannot work together."""
+        return IdlePolicy(
+            pause_after_ms=self.idle_pause_after_ms,
+            warn_before_ms=self.idle_warn_before_ms,
+            spared_ms=self.idle_after_start_ms,
+            used_from_percent=self.gpu_used_from_percent,
         )
 
     @property

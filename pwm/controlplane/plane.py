@@ -24,9 +24,12 @@ from pwm.controlplane.clock import Clock
 from pwm.controlplane.cluster_key import ClusterKey
 from pwm.controlplane.commands import Commands
 from pwm.controlplane.controllers.chores import DEFAULT_AUDIT_KEPT_MS, keep_audit, keep_retention, watch_space
+from pwm.controlplane.controllers.idle import IdleController
 from pwm.controlplane.controllers.nodes import NodeController
 from pwm.controlplane.controllers.tokens import forget_tokens
 from pwm.controlplane.controllers.workloads import WorkloadController
+from pwm.controlplane.core.idle import DEFAULT_POLICY as IDLE_POLICY
+from pwm.controlplane.core.idle import IdlePolicy
 from pwm.controlplane.core.limits import GROUP, USER, Account
 from pwm.controlplane.core.nodes import DEFAULT_TIMES, NodeTimes
 from pwm.controlplane.core.scheduling.cluster import Cluster
@@ -94,6 +97,7 @@ class ControlPlane:
         address: str,
         clock: Clock,
         times: NodeTimes = DEFAULT_TIMES,
+        idle_policy: IdlePolicy = IDLE_POLICY,
         audit_kept_ms: int = DEFAULT_AUDIT_KEPT_MS,
         peer_address: str = "",
         peer_token: str = "",
@@ -118,6 +122,7 @@ class ControlPlane:
         self.kv = kv = GuardedKV(self.lineage)
         self.clock = clock
         self.times = times
+        self._idle_policy = idle_policy
         self.replica = replica
         self.store = EventStore(kv, keys=keys)
         self.view = View()
@@ -160,6 +165,7 @@ class ControlPlane:
             authenticate=self.authenticator.node,
             times=times,
             custody=self.lineage,
+            gpu_used_from_percent=idle_policy.used_from_percent,
             give=self.secrets.given_to,
             issuance=credentials,
         )
@@ -210,6 +216,8 @@ class ControlPlane:
             group.create_task(WorkloadController(**common, cluster=self.cluster, fence=fence).run())  # type: ignore[arg-type]
             nodes = NodeController(**common, presence=self.presence, fence=fence, times=self.times)  # type: ignore[arg-type]
             group.create_task(nodes.run())
+            idle = IdleController(**common, agents=self.agents, fence=fence, policy=self._idle_policy)  # type: ignore[arg-type]
+            group.create_task(idle.run())
 
     async def _lead_chores(self, fence: Guard) -> None:
         async with asyncio.TaskGroup() as group:
@@ -422,4 +430,5 @@ class ControlPlane:
             logs=LogReader(view=self.view, agents=self.agents, clock=self.clock),
             bridge=ExecBridge(view=self.view, agents=self.agents, authorizer=self.authorizer, audit=self.audit),
             authorizer=self.authorizer,
+            clock=self.clock,
         )

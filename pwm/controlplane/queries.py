@@ -15,6 +15,7 @@ from pwm.api.v1.node_pb2 import CPU, GPU, Node
 from pwm.api.v1.resource_pb2 import Bind, Resource
 from pwm.api.v1.workload_pb2 import Container, Workload
 from pwm.controlplane.clock import Clock
+from pwm.controlplane.core.idle import remark
 from pwm.controlplane.core.nodes import Contact, silence_said
 from pwm.controlplane.core.reconcile import reconcile
 from pwm.controlplane.core.scheduling.cluster import Cluster
@@ -69,7 +70,9 @@ class Queries:
         containers = self._view.containers_of(uid)
         unreachable = [c.spec.node for c in containers if self._is_unreachable(c)]
         waiting = self._waiting_reason(workload, containers)
-        key = (workload, *containers, *unreachable, waiting.code, waiting.message)
+        idle = remark(workload, self._clock.now_ms())
+        said = idle.message if idle is not None else ""
+        key = (workload, *containers, *unreachable, waiting.code, waiting.message, said)
         cached = self._workloads.get(uid)
         if cached is not None and len(cached[0]) == len(key) and all(map(_same, cached[0], key)):
             return cached[1]
@@ -77,7 +80,11 @@ class Queries:
         shown.CopyFrom(workload)
         shown.status.CopyFrom(
             workload_status(
-                workload, containers, waiting=waiting if waiting.code else None, nodes_unreachable=unreachable
+                workload,
+                containers,
+                waiting=waiting if waiting.code else None,
+                nodes_unreachable=unreachable,
+                remark=idle,
             )
         )
         self._workloads[uid] = (key, shown)

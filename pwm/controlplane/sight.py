@@ -86,6 +86,7 @@ class Sight:
         shown = NodeUsage()
         shown.CopyFrom(usage)
         del shown.containers[:]
+        del shown.activity[:]
         for gpu in shown.gpus:
             seen = [
                 process

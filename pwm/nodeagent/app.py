@@ -14,7 +14,7 @@ import asyncio
 import fcntl
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from pwm.nodeagent.drivers.docker import DockerDriver
 from pwm.nodeagent.drivers.driver import Driver
 from pwm.nodeagent.drivers.process import ProcessDriver
 from pwm.nodeagent.fence import Fence
+from pwm.nodeagent.gpu.activity import ActivityWatch
 from pwm.nodeagent.guard import Guard
 from pwm.nodeagent.health import Health
 from pwm.nodeagent.host import Host
@@ -75,6 +76,7 @@ class Agent:
         )
         self._guard = guard
         self._devices = self._host.devices(self.supervisor.runtime_ids)
+        self._activity = ActivityWatch()
         self._fence = Fence(
             self._host.journal,
             boot_id=self._host.inventory.boot_id,
@@ -98,6 +100,7 @@ class Agent:
                 relay=relays.serve,
                 held=self.supervisor.held,
                 tell_again=self.supervisor.tell_again,
+                gpu_used_from=self._activity.configure,
                 secrets=self.supervisor.secrets,
                 authorities_are=membership.told if membership else lambda authorities_id: None,
             ),
@@ -167,6 +170,9 @@ class Agent:
     async def _sample(self) -> NodeUsage:
         usage = await self._devices.usage()
         running = self.supervisor.running_uids()
+        usage.activity.extend(
+            self._activity.look(usage.gpus, self._gpu_holders(running), now_ms=self._host.uptime_ms())
+        )
         for driver in self._drivers:
             usage.containers.extend(await driver.usage(running.get(driver.name, ())))
         usage.containers.extend(ContainerUsage(uid=uid, pull=pull) for uid, pull in self.supervisor.pulls().items())
@@ -174,6 +180,11 @@ class Agent:
             # A GPU was lost, or somebody else uses it: the scheduler must know.
             self.sessions.inventory_changed()
         return usage
+
+    def _gpu_holders(self, running: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+        """The GPUs of each container that runs and has some. `running`: uids, by driver."""
+        found = (self.supervisor.find(uid) for uids in running.values() for uid in uids)
+        return {c.uid: c.assignment.spec.gpu_uuids for c in found if c is not None and c.assignment.spec.gpu_uuids}
 
 
 def drivers_of(config: AgentConfig) -> list[Driver]:

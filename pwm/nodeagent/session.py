@@ -101,6 +101,8 @@ class Callbacks:
     secrets: Secrets
     # Which authorities the control plane trusts, by the name of the set.
     authorities_are: Callable[[str], None] = lambda authorities_id: None
+    # From how many percent on a GPU counts as used; 0: not said.
+    gpu_used_from: Callable[[int], None] = lambda percent: None
 
 
 class Sessions:
@@ -306,6 +308,7 @@ class _Session:
             self._heartbeat_s = configure.heartbeat_ms / 1000
             self._heartbeat_changed.set()
         self._callbacks.authorities_are(configure.authorities_id)
+        self._callbacks.gpu_used_from(configure.gpu_used_from_percent)
         fence = self._owner._fence
         if fence.configure(self_fence_ms=configure.self_fence_ms, lost_after_ms=configure.lost_after_ms):
             # It promises something else now.

@@ -15,6 +15,7 @@ from pwm.cli.settings import (
     CONFIG_OPTION,
     Setting,
     duration,
+    duration_or_never,
     host_and_port,
     label,
     network,
@@ -72,6 +73,20 @@ CONTROLLER_SETTINGS = (
         "self_fence", "Time without contact after which an agent ends containers that may start elsewhere; 90s.",
         metavar="TIME", convert=duration,
     ),
+    Setting(
+        "idle_pause_after", "Time without use of its GPUs after which a workload is stopped; 15m, or never.",
+        metavar="TIME", convert=duration_or_never,
+    ),
+    Setting(
+        "idle_warn_before", "How long before that it is warned; 5m, or a third where that is less.", metavar="TIME",
+        convert=duration,
+    ),
+    Setting(
+        "idle_after_start", "How long a workload is spared after its start; 1h.", metavar="TIME", convert=duration,
+    ),
+    Setting(
+        "gpu_used_from", "Percent busy from which on a GPU counts as used; 5.", metavar="PERCENT", convert=positive,
+    ),
     _LOG_LEVEL,
     _LOG_FORMAT,
 )  # fmt: skip
@@ -122,6 +137,11 @@ def controller(invocation: Invocation, **given: Any) -> int:
     for name in ("node_grace", "node_lost_after", "self_fence", "ban_time", "audit_keep"):
         if name in values:
             values[f"{name}_ms"] = values.pop(name)
+    for name in ("idle_pause_after", "idle_warn_before", "idle_after_start"):
+        if name in values:
+            values[f"{name}_ms"] = values.pop(name)
+    if "gpu_used_from" in values:
+        values["gpu_used_from_percent"] = values.pop("gpu_used_from")
     if "trusted_proxy" in values:
         values["trusted_proxies"] = values.pop("trusted_proxy")
     if "tls_name" in values:

@@ -48,6 +48,7 @@ def _explained(name: str, answer: dict[str, Any], *, colour: bool) -> str:
     if estimate := answer.get("estimatedStart"):
         text += f"  expected to start about {local_time(estimate)}\n"
     text += _section("Warnings", [harmless(str(warning)) for warning in answer.get("warnings", ())])
+    text += _section("Use of its GPUs", [harmless(str(line)) for line in answer.get("evidence", ())])
     text += _section("Nodes", [_refusal(refusal) for refusal in answer.get("refusals", ())])
     text += _section("What would start it", [harmless(str(change)) for change in answer.get("suggestions", ())])
     return text + _section("Replicas", [_story(story, colour=colour) for story in answer.get("replicas", ())])

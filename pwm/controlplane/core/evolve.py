@@ -16,7 +16,7 @@ from pwm.api.v1 import events_pb2 as ev
 from pwm.api.v1 import identity_pb2 as identity
 from pwm.api.v1.node_pb2 import Node, NodeStatus
 from pwm.api.v1.volume_pb2 import Storage, Volume
-from pwm.api.v1.workload_pb2 import Container, ContainerStatus, Workload, WorkloadStatus
+from pwm.api.v1.workload_pb2 import Container, ContainerStatus, IdleStatus, Workload, WorkloadStatus
 
 State: TypeAlias = (
     Workload
@@ -137,6 +137,32 @@ def _workload_desired(state: Any, event: ev.Event) -> None:
     _set_desired(state.status, event.workload_desired.desired, event)
     if event.workload_desired.first_attempt:
         state.status.first_attempt = event.workload_desired.first_attempt
+    if event.workload_desired.HasField("idle"):
+        state.status.idle.evidence.CopyFrom(event.workload_desired.idle)
+        state.status.idle.ClearField("stop_at")
+
+
+def _workload_idle_warned(state: Any, event: ev.Event) -> None:
+    warned, idle = event.workload_idle_warned, state.status.idle
+    idle.first_attempt = state.status.first_attempt
+    idle.warned_at.CopyFrom(event.time)
+    idle.stop_at.CopyFrom(warned.stop_at)
+    idle.evidence.CopyFrom(warned.evidence)
+
+
+def _workload_kept(state: Any, event: ev.Event) -> None:
+    _forget_warning(state.status.idle)
+    state.status.idle.kept_until.CopyFrom(event.workload_kept.until)
+    state.status.idle.kept_by.CopyFrom(event.actor)
+
+
+def _workload_idle_over(state: Any, event: ev.Event) -> None:
+    _forget_warning(state.status.idle)
+
+
+def _forget_warning(idle: IdleStatus) -> None:
+    for field in ("first_attempt", "warned_at", "stop_at", "evidence"):
+        idle.ClearField(field)
 
 
 def _workload_restarted(state: Any, event: ev.Event) -> None:
@@ -148,6 +174,10 @@ def _set_desired(status: WorkloadStatus, desired: WorkloadStatus.Desired.ValueTy
     status.desired = desired
     status.desired_at.CopyFrom(event.time)
     status.desired_by.CopyFrom(event.actor)
+    if event.workload_desired.HasField("reason"):
+        status.desired_reason.CopyFrom(event.workload_desired.reason)
+    else:
+        status.ClearField("desired_reason")
 
 
 def _container_placed(state: Any, event: ev.Event) -> None:
@@ -256,6 +286,9 @@ _HANDLERS: dict[str, Callable[[Any, ev.Event], None]] = {
     "workload_scaled": _workload_scaled,
     "workload_desired": _workload_desired,
     "workload_restarted": _workload_restarted,
+    "workload_idle_warned": _workload_idle_warned,
+    "workload_kept": _workload_kept,
+    "workload_idle_over": _workload_idle_over,
     "container_placed": _container_placed,
     "container_reported": _container_reported,
     "container_stop_requested": _container_stop_requested,

@@ -118,11 +118,13 @@ def workload_status(
     *,
     waiting: Reason | None,
     nodes_unreachable: Collection[str],
+    remark: Reason | None = None,
 ) -> WorkloadStatus:
     """The whole status: what is stored, and what follows from the containers.
 
     `containers`: all of the workload's, in any order. `waiting`: why its replicas are not placed, as far as
-    the scheduler has said. `nodes_unreachable`: names of nodes that nothing is heard from.
+    the scheduler has said. `nodes_unreachable`: names of nodes that nothing is heard from. `remark`: what else is to
+    be said of it while it runs and all is well.
     """
     everything = list(containers)
     states = replica_states(workload, everything, nodes_unreachable=nodes_unreachable)
@@ -143,6 +145,8 @@ def workload_status(
         _scaled_to_nothing(status, workload, everything, alive)
     else:
         _running(status, workload, states, waiting)
+    if status.phase == WorkloadStatus.RUNNING and remark is not None and not status.reason.ByteSize():
+        status.reason.CopyFrom(remark)
     return status
 
 
@@ -236,6 +240,8 @@ def _ending(
         WorkloadStatus.DELETE: (Reason.DELETED_BY_USER, "deleted"),
     }.get(desired, (Reason.STOPPED_BY_USER, "stopped"))
     status.reason.CopyFrom(Reason(code=code, message=f"{word} by {by}" if by else word))
+    if workload.status.HasField("desired_reason"):
+        status.reason.CopyFrom(workload.status.desired_reason)
     status.by.CopyFrom(workload.status.desired_by)
     status.since.CopyFrom(_asked_at(workload))
     status.phase = _ENDINGS[desired][0 if alive else 1]

@@ -125,6 +125,7 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
         custody: Custody,
         give: Give,
         issuance: Issuance | None = None,
+        gpu_used_from_percent: int = 0,
     ) -> None:
         """`authenticate` maps a node token to the node it is good for ("" = any); None: not a node's token.
 
@@ -139,6 +140,7 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
         self._custody = custody
         self._give = give
         self._issuance = issuance
+        self._gpu_used_from_percent = gpu_used_from_percent
         self._sessions: dict[str, sessions.Session] = {}
         self._held: dict[str, Sequence[HeldContainer]] = {}
         self._relays = Relays()
@@ -451,6 +453,7 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
             heartbeat_ms=min(usual_ms, WATCHED_HEARTBEAT_MS) if self._usage_watchers else usual_ms,
             self_fence_ms=times.self_fence_ms,
             lost_after_ms=times.lost_after_ms,
+            gpu_used_from_percent=self._gpu_used_from_percent,
             authorities_id=self._issuance.bundle_id if self._issuance else "",
         )
 

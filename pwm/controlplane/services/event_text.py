@@ -7,6 +7,7 @@ from pwm.api.v1.common_pb2 import Actor, Reason
 from pwm.api.v1.events_pb2 import Event
 from pwm.api.v1.node_pb2 import NodeStatus
 from pwm.api.v1.workload_pb2 import WorkloadStatus
+from pwm.controlplane.core import idle
 from pwm.enums import value_name
 
 
@@ -27,9 +28,17 @@ def said(event: Event) -> str:
         case "workload_scaled":
             return f"scaled to {event.workload_scaled.count}"
         case "workload_desired":
-            return f"should {value_name(WorkloadStatus.Desired.Name, event.workload_desired.desired).lower()}"
+            desired = event.workload_desired
+            word = value_name(WorkloadStatus.Desired.Name, desired.desired).lower()
+            return f"should {word}" + _because(desired.reason)
         case "workload_restarted":
             return "restarted"
+        case "workload_idle_warned":
+            return idle.warned_said(event.workload_idle_warned)
+        case "workload_kept":
+            return idle.kept_said(event.workload_kept)
+        case "workload_idle_over":
+            return idle.over_said(event.workload_idle_over)
         case "container_placed":
             return f"placed on {event.container_placed.spec.node}"
         case "container_reported":

@@ -9,6 +9,7 @@ from pwm.api.v1.node_pb2 import NodeStatus
 from pwm.api.v1.workload_pb2 import Container, Workload, WorkloadStatus
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import timestamp
+from pwm.controlplane.core.idle import evidence_said
 from pwm.controlplane.core.limits import OVER_CODES
 from pwm.controlplane.core.reconcile import reconcile
 from pwm.controlplane.core.scheduling.cluster import Cluster
@@ -46,6 +47,7 @@ class Explainer:
             self._waiting(answer, workload, may_see)
         answer.replicas.extend(self._stories(containers, backing_off))
         answer.warnings.extend(self._warnings(containers))
+        answer.evidence.extend(evidence_said(workload))
         return answer
 
     def _waiting(self, answer: api.WhyResponse, workload: Workload, may_see: Callable[[str], bool]) -> None:

@@ -1,4 +1,4 @@
-"""Commands on workloads, and questions about one: stop, scale, restart, why, inspect, processes."""
+"""Commands on workloads, and questions about one: stop, scale, restart, keep, why, inspect, processes."""
 
 import asyncio
 import json
@@ -15,6 +15,7 @@ from pwm.api.v1.agent_pb2 import InspectContainer, ListProcesses, OpenStream
 from pwm.api.v1.workload_pb2 import Container, ContainerStatus, Workload
 from pwm.controlplane.agentlink import AgentLink, AgentRefused, AgentUnreachable
 from pwm.controlplane.auth import Authorizer
+from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import Commands
 from pwm.controlplane.context import CallContext
 from pwm.controlplane.core.decide import (
@@ -25,6 +26,7 @@ from pwm.controlplane.core.decide import (
     scale_workload,
     stop_workload,
 )
+from pwm.controlplane.core.idle import DEFAULT_KEEP_MS, keep
 from pwm.controlplane.errors import ApiError, conflict, invalid, not_found
 from pwm.controlplane.services.exec import ExecBridge
 from pwm.controlplane.services.explaining import Explainer
@@ -52,6 +54,7 @@ class WorkloadService:
         logs: LogReader,
         bridge: ExecBridge,
         authorizer: Authorizer,
+        clock: Clock,
     ) -> None:
         self._view = view
         self._commands = commands
@@ -60,6 +63,7 @@ class WorkloadService:
         self._logs = logs
         self._bridge = bridge
         self._authorizer = authorizer
+        self._clock = clock
 
     # ---- commands
 
@@ -81,6 +85,16 @@ class WorkloadService:
             request, context, lambda w: restart_workload(w, self._view.containers_of(w.metadata.uid))
         )
         return api.RestartResponse(revision=revision)
+
+    async def Keep(self, request: api.KeepRequest, context: CallContext) -> api.KeepResponse:
+        time_ms = request.time.ToMilliseconds() if request.HasField("time") else DEFAULT_KEEP_MS
+        now_ms = self._clock.now_ms()
+        revision, _ = await self._change(
+            request,
+            context,
+            lambda w: keep(w, self._view.containers_of(w.metadata.uid), time_ms=time_ms, now_ms=now_ms),
+        )
+        return api.KeepResponse(revision=revision, until=self._find(request, context).status.idle.kept_until)
 
     async def _change(
         self, request: Any, context: CallContext, decide: Callable[[Workload], tuple[Payload, ...]]

@@ -143,7 +143,7 @@ class GpuMonitor:
 
 
 def _without_answer(last: Snapshot) -> Snapshot:
-    """A copy, since others hold the devices of the last look."""
+    """A copy, since others hold the devices of the last look. Nothing in it was measured now."""
     devices = []
     for known in last.devices:
         device = GPUDevice()
@@ -151,4 +151,10 @@ def _without_answer(last: Snapshot) -> Snapshot:
         device.healthy = False
         device.message = f"The NVIDIA driver has not answered for {_LOOK_S:.0f} s"
         devices.append(device)
-    return Snapshot(last.driver_version, devices, last.usage)
+    usage = []
+    for old in last.usage:
+        repeated = GPUUsage()
+        repeated.CopyFrom(old)
+        repeated.measured = False
+        usage.append(repeated)
+    return Snapshot(last.driver_version, devices, usage)

@@ -130,10 +130,12 @@ class Nvml:
 
 
 def _usage(uuid: str, handle: Any, memory: Any) -> GPUUsage:
-    """Not every product measures everything: what is missing is 0."""
+    """Not every product measures everything: what is missing is 0, and `measured` says whether being busy is."""
+    busy_percent = _ask(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
     usage = GPUUsage(
         uuid=uuid,
-        utilization=_ask(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu, default=0) / 100,
+        utilization=(busy_percent or 0) / 100,
+        measured=busy_percent is not None,
         memory_used_bytes=memory.used,
         memory_total_bytes=memory.total,
         temperature_c=_ask(lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU), default=0),

@@ -33,6 +33,7 @@ NEEDS: dict[str, tuple[str, str]] = {
     "WorkloadService.Stop": ("stop", "Workload"),
     "WorkloadService.Scale": ("apply", "Workload"),
     "WorkloadService.Restart": ("apply", "Workload"),
+    "WorkloadService.Keep": ("apply", "Workload"),
     "WorkloadService.Why": ("get", "Workload"),
     "WorkloadService.Logs": ("logs", "Workload"),
     "WorkloadService.Exec": ("shell", "Workload"),

@@ -31,6 +31,7 @@ async def test_a_retried_restart_restarts_once(plane: Plane) -> None:
         logs=unused,
         bridge=unused,
         authorizer=Authorizer(plane.view),
+        clock=Clock(),
     )
     new = Change("Workload", "w", "train", "g", None, (ev.WorkloadApplied(generation=1, first_attempt=1),))
     await plane.commands.run(lambda: [new], actor=ACTOR)
@@ -53,6 +54,7 @@ async def test_a_retried_stop_says_what_the_first_one_did(plane: Plane) -> None:
         logs=unused,
         bridge=unused,
         authorizer=unused,
+        clock=Clock(),
     )
     await create(plane, "w")
     request = api.StopRequest(name="train", group="g")

@@ -116,7 +116,6 @@ def test_what_the_server_added_may_be_applied_again() -> None:
     ("spec", "field"),
     [
         ({"volumes": [{"name": "a", "target": "/a"}]}, "spec.volumes"),
-        ({"idle": {"pauseAfter": "15m"}}, "spec.idle"),
         ({"notify": {"byEmail": True}}, "spec.notify"),
     ],
 )
