@@ -100,9 +100,9 @@ class Agent:
                 relay=relays.serve,
                 held=self.supervisor.held,
                 tell_again=self.supervisor.tell_again,
-                gpu_used_from=self._activity.configure,
                 secrets=self.supervisor.secrets,
                 authorities_are=membership.told if membership else lambda authorities_id: None,
+                gpu_used_from=self._activity.configure,
             ),
             dial=membership.dial if membership else dial,
         )

@@ -129,6 +129,8 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
     ) -> None:
         """`authenticate` maps a node token to the node it is good for ("" = any); None: not a node's token.
 
+        `give` reads what the secrets of a container hold.
+
         With `issuance` tokens do not count: a node is known by its certificate, which TLS has looked at already.
         """
         self._replica = replica
@@ -453,8 +455,8 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
             heartbeat_ms=min(usual_ms, WATCHED_HEARTBEAT_MS) if self._usage_watchers else usual_ms,
             self_fence_ms=times.self_fence_ms,
             lost_after_ms=times.lost_after_ms,
-            gpu_used_from_percent=self._gpu_used_from_percent,
             authorities_id=self._issuance.bundle_id if self._issuance else "",
+            gpu_used_from_percent=self._gpu_used_from_percent,
         )
 
     def reconfigure(self) -> None:
