@@ -80,3 +80,10 @@ def format_duration(milliseconds: int) -> str:
     if seconds < 86400:
         return f"{seconds // 3600}h{seconds % 3600 // 60}m" if seconds % 3600 >= 60 else f"{seconds // 3600}h"
     return f"{seconds // 86400}d{seconds % 86400 // 3600}h" if seconds % 86400 >= 3600 else f"{seconds // 86400}d"
+
+
+def format_credits(micro: int) -> str:
+    """Credits of millionths: 12.5, 0.000833; rounded down to hundredths from 1 on."""
+    whole, part = divmod(micro, 1_000_000)
+    text = f"{whole}.{part:06d}" if not whole else f"{whole}.{part // 10_000:02d}"
+    return text.rstrip("0").rstrip(".")

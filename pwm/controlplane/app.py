@@ -21,6 +21,7 @@ from pwm.controlplane.clock import Clock
 from pwm.controlplane.cluster_key import ClusterKey, ClusterKeyError
 from pwm.controlplane.config import ControllerConfig
 from pwm.controlplane.credentials import CannotServe, Credentials, GivenCertificate
+from pwm.controlplane.delivery.courier import Courier
 from pwm.controlplane.gateway.doorkeeper import Doorkeeper
 from pwm.controlplane.gateway.gateway import Gateway
 from pwm.controlplane.peers import dial_insecure, dial_with
@@ -71,6 +72,7 @@ async def run(config: ControllerConfig, stop: asyncio.Event) -> None:
             peer_token=secrets.token_urlsafe(32),
             clock=clock,
             times=config.times,
+            courier=Courier(config.notices),
             idle_policy=config.idle,
             cluster_key=cluster_key,
             audit_kept_ms=config.audit_keep_ms,

@@ -9,6 +9,8 @@ from pwm.controlplane.core.door import DoorLimits
 from pwm.controlplane.core.idle import DEFAULT_POLICY as DEFAULT_IDLE
 from pwm.controlplane.core.idle import IdlePolicy
 from pwm.controlplane.core.nodes import NodeTimes
+from pwm.controlplane.core.targets import Allowed
+from pwm.controlplane.delivery.courier import MailServer, NoticeSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,17 @@ class ControllerConfig:
     ban_time_ms: int = 120_000
     # Addresses and networks of proxies whose X-Forwarded-For is believed.
     trusted_proxies: tuple[str, ...] = ()
+    # Where mail of notices goes out, HOST:PORT, and from whom. Empty: none is sent.
+    smtp: str = ""
+    smtp_sender: str = ""
+    smtp_user: str = ""
+    smtp_password_file: Path | None = None
+    # none, starttls or tls.
+    smtp_tls: str = "starttls"
+    telegram_token_file: Path | None = None
+    # Addresses that users may write, as patterns of SCHEME://HOST, and networks besides the public ones they may be in.
+    notify_to: tuple[str, ...] = ()
+    notify_network: tuple[str, ...] = ()
     log_level: str = "info"
     log_json: bool = False
     hostname: str = field(default_factory=socket.gethostname)
@@ -76,6 +89,8 @@ class ControllerConfig:
         check_life(self.certificate_life_ms)
         if bool(self.tls_cert) != bool(self.tls_key):
             raise ValueError("a given certificate is two files, --tls-cert and --tls-key")
+        if bool(self.smtp) != bool(self.smtp_sender):
+            raise ValueError("notices by mail need --smtp and --smtp-sender")
         if bool(self.etcd_cert) != bool(self.etcd_key):
             raise ValueError("a certificate for etcd is two files, --etcd-cert and --etcd-key")
 
@@ -119,6 +134,21 @@ class ControllerConfig:
             failures=self.ban_after,
             ban_s=self.ban_time_ms / 1000,
         )
+
+    @property
+    def notices(self) -> NoticeSettings:
+        """Raises OSError for a file that cannot be read."""
+        host, _, port = self.smtp.rpartition(":")
+        password = self.smtp_password_file.read_text().strip() if self.smtp_password_file is not None else ""
+        token = self.telegram_token_file.read_text().strip() if self.telegram_token_file is not None else ""
+        mail = None
+        if host:
+            mail = MailServer(
+                host=host, port=int(port), sender=self.smtp_sender, user=self.smtp_user, password=password,
+                tls=self.smtp_tls,
+            )  # fmt: skip
+        allowed = Allowed(patterns=self.notify_to)
+        return NoticeSettings(mail=mail, telegram_token=token, allowed=allowed, networks=self.notify_network)
 
     def reached_by(self, host: str) -> str:
         """What to announce for an address to listen on."""

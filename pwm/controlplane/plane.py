@@ -26,6 +26,7 @@ from pwm.controlplane.commands import Commands
 from pwm.controlplane.controllers.chores import DEFAULT_AUDIT_KEPT_MS, keep_audit, keep_retention, watch_space
 from pwm.controlplane.controllers.idle import IdleController
 from pwm.controlplane.controllers.nodes import NodeController
+from pwm.controlplane.controllers.notices import NoticeController
 from pwm.controlplane.controllers.tokens import forget_tokens
 from pwm.controlplane.controllers.workloads import WorkloadController
 from pwm.controlplane.core.idle import DEFAULT_POLICY as IDLE_POLICY
@@ -34,6 +35,8 @@ from pwm.controlplane.core.limits import GROUP, USER, Account
 from pwm.controlplane.core.nodes import DEFAULT_TIMES, NodeTimes
 from pwm.controlplane.core.scheduling.cluster import Cluster
 from pwm.controlplane.credentials import Credentials
+from pwm.controlplane.delivery.courier import Courier
+from pwm.controlplane.delivery.outbox import Outbox
 from pwm.controlplane.dispatcher.dispatcher import Dispatcher
 from pwm.controlplane.follower import Follower
 from pwm.controlplane.gateway.site import HealthReport
@@ -105,6 +108,7 @@ class ControlPlane:
         peer_refuses: Refused = connection_refused,
         cluster_key: ClusterKey | None = None,
         credentials: Credentials | None = None,
+        courier: Courier | None = None,
     ) -> None:
         """`credentials`: agents and replicas are known by their certificates; None: by tokens alone, without TLS.
 
@@ -197,6 +201,7 @@ class ControlPlane:
             replicas=lambda: self.presence.replicas.values(),
         )
         self._keys = keys
+        self._courier = courier
         self._audit_kept_ms = audit_kept_ms
 
     def _versions(self) -> list[str]:
@@ -221,6 +226,8 @@ class ControlPlane:
 
     async def _lead_chores(self, fence: Guard) -> None:
         async with asyncio.TaskGroup() as group:
+            if self._courier is not None:
+                group.create_task(self._notices(self._courier, fence).run())
             group.create_task(keep_retention(Retention(self.kv, self.store), clock=self.clock, fence=fence))
             group.create_task(
                 keep_audit(self.kv, keys=self._keys, clock=self.clock, fence=fence, kept_ms=self._audit_kept_ms)
@@ -230,6 +237,16 @@ class ControlPlane:
                     view=self.view, commands=self.commands, clock=self.clock, uses=self.token_uses, fence=fence
                 )
             )
+
+    def _notices(self, courier: Courier, fence: Guard) -> NoticeController:
+        return NoticeController(
+            view=self.view,
+            store=self.store,
+            outbox=Outbox(self.kv, keys=self._keys, fence=fence),
+            courier=courier,
+            clock=self.clock,
+            shown_as=self.queries.workload,
+        )
 
     # ---- scheduling's accounting, in step with the view
 

@@ -12,10 +12,13 @@ from typing import Any
 
 from pwm.api.v1.agent_pb2 import NodeUsage
 from pwm.api.v1.events_pb2 import Event
+from pwm.api.v1.identity_pb2 import User
 from pwm.api.v1.node_pb2 import GPU
 from pwm.api.v1.resource_pb2 import Bind
+from pwm.api.v1.workload_pb2 import Workload
 from pwm.controlplane.auth import Authorizer, Principal
 from pwm.controlplane.core.authz import OWN_KINDS
+from pwm.controlplane.core.targets import hidden_from, hidden_in_event
 
 # Names in one sentence before the rest is only counted.
 NAMES_SHOWN = 5
@@ -41,15 +44,23 @@ class Sight:
     def of(self, kind: str, item: Any) -> Any | None:
         """The item as the caller may see it; None: not at all."""
         if kind not in _ITEM_BY_ITEM:
-            return item if self._sees_group(kind, item.metadata.group) else None
+            if not self._sees_group(kind, item.metadata.group):
+                return None
+            return hidden_from(item, self._principal.name) if isinstance(item, Workload) else item
         if isinstance(item, Event):
-            return item if self.sees_event(item) else None
+            return self.event(item) if self.sees_event(item) else None
         if isinstance(item, Bind):
             return item if self.may(item.child_kind, group=item.metadata.group, name=item.child) else None
         metadata = item.metadata
         if not self.may(kind, group=metadata.group, name=metadata.name):
             return None
+        if isinstance(item, User):
+            return hidden_from(item, self._principal.name)
         return self._gpu(item) if isinstance(item, GPU) else item
+
+    def event(self, event: Event) -> Event:
+        """One that the caller may see, without what is not shown to him of it."""
+        return hidden_in_event(event, self._principal.name)
 
     def _sees_group(self, kind: str, group: str) -> bool:
         """Looked up for each of 10,000 rows, which are of few groups."""

@@ -87,6 +87,20 @@ CONTROLLER_SETTINGS = (
     Setting(
         "gpu_used_from", "Percent busy from which on a GPU counts as used; 5.", metavar="PERCENT", convert=positive,
     ),
+    Setting("smtp", "Mail server for notices.", metavar="HOST:PORT", convert=host_and_port),
+    Setting("smtp_sender", "From whom they are.", metavar="ADDRESS"),
+    Setting("smtp_user", "Log-in at the mail server.", metavar="NAME"),
+    Setting("smtp_password_file", "File with the password of it.", metavar="FILE", convert=path),
+    Setting("smtp_tls", "How to talk to it; starttls.", choices=("none", "starttls", "tls")),
+    Setting("telegram_token_file", "File with the token of the cluster's Telegram bot.", metavar="FILE", convert=path),
+    Setting(
+        "notify_to", "Addresses that users may have notices sent to, such as tgram://* or https://*.example.org.",
+        metavar="PATTERN", multiple=True,
+    ),
+    Setting(
+        "notify_network", "A network that notices may go to though it is not public.", metavar="ADDRESS",
+        multiple=True, convert=network,
+    ),
     _LOG_LEVEL,
     _LOG_FORMAT,
 )  # fmt: skip

@@ -15,9 +15,10 @@ from functools import cache
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from pwm.controlplane.core import fields
+from pwm.controlplane.core import fields, targets
 from pwm.controlplane.core.document import Findings, Item, shown, suggestion
 from pwm.controlplane.core.fields import Reader
+from pwm.controlplane.core.notices import KINDS
 
 # An array of 10,000 replicas is one commit and one list; beyond it, split the work.
 MAX_REPLICAS = 10_000
@@ -47,6 +48,16 @@ def _priority(item: Item, findings: Findings) -> str | None:
 
 def _max_replicas() -> Reader:
     return fields.whole(0, MAX_REPLICAS, why="split the work into several workloads")
+
+
+def _address(item: Item, findings: Findings) -> str | None:
+    """Where a notice goes. What is wrong is said without the address: there may be a token in it."""
+    address = fields.text(item, findings)
+    said, step = targets.wrong(address) if address else ("", "")
+    if said:
+        findings.refuse(item.path, f"{item.path} {said}", step)
+        return None
+    return address
 
 
 _GIBIBYTES = fields.size(bare_unit="GiB")
@@ -106,10 +117,8 @@ _READERS: dict[tuple[str, str], Reader] = {
     ("VolumeMount", "policy"): _POLICY,
     ("Idle", "pause_after"): fields.duration(60 * SECOND_MS, YEAR_MS),
     ("Idle", "warn_before"): fields.duration(SECOND_MS, YEAR_MS),
-    ("Notify", "on"): fields.list_of(
-        fields.word("queued", "running", "paused", "stopped", "exited", "crashed"), at_most=16, single=True
-    ),
-    ("Notify", "to"): fields.list_of(fields.text, at_most=16, single=True),
+    ("Notify", "on"): fields.list_of(fields.word(*KINDS), at_most=16, single=True),
+    ("Notify", "to"): fields.list_of(_address, at_most=16, single=True),
     ("NodeSpec", "labels"): _LABELS,
     ("NodeSpec", "zone"): fields.name,
     ("NodeSpec", "drivers"): fields.list_of(fields.word("pwm.docker", "pwm.process"), at_most=8, single=True),

@@ -31,6 +31,7 @@ from pwm.controlplane.core.scheduling.cluster import Cluster
 from pwm.controlplane.core.scheduling.explain import explain
 from pwm.controlplane.core.scheduling.plan import plan
 from pwm.controlplane.core.scheduling.queue import Waiting
+from pwm.controlplane.core.targets import kept
 from pwm.controlplane.errors import ApiError
 from pwm.controlplane.services.manifests import locate, read_request
 from pwm.controlplane.services.secrets import SecretApplier
@@ -170,9 +171,9 @@ class Applier:
         held = await self._secrets.held(parsed.message) if isinstance(parsed.message, Secret) else None
 
         def decide() -> Sequence[Change]:
-            wanted: Any = parsed.message
-            metadata = wanted.metadata
+            metadata = parsed.message.metadata
             state = self._view.by_name(parsed.kind, metadata.name, group=metadata.group)
+            wanted: Any = kept(parsed.message, state)
             sealed = None
             if isinstance(wanted, Secret):
                 outcome, payloads, sealed = self._secrets.decide(state, wanted, held, uid=uid)

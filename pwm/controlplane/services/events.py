@@ -64,7 +64,7 @@ class EventService:
                 async with aclosing(past) as events:
                     async for event in events:
                         if self._wanted(event, request, sight):
-                            yield _answer(event)
+                            yield _answer(sight.event(event))
                 if not request.follow:
                     return
                 yield api.ListEventsResponse(revision=reached)
@@ -73,7 +73,7 @@ class EventService:
                         async for changes in batches:
                             for change in changes:
                                 if change.revision > reached and self._wanted(change.event, request, sight):
-                                    yield _answer(change.event)
+                                    yield _answer(sight.event(change.event))
                             reached = max(reached, changes[-1].revision if changes else self._view.revision)
                             if not changes:
                                 yield api.ListEventsResponse(revision=reached)

@@ -12,10 +12,13 @@
     replica/{id}, session/{node}      leased; a session's mod_revision is its epoch
     turn/{kind}/{name}                rewritten by who takes of a total of a user or group, see `controlplane/turns`
     used/{user}/{uid}                 when and from where a token was used last (pwm.v1.TokenUse)
+    notices/read                      how far the log has been read for notices (pwm.v1.NoticesRead)
+    notices/told/{uid}                what has been told of a workload (pwm.v1.NoticesTold)
+    notices/out/{id}                  a notice on its way (pwm.v1.PendingNotice)
+    cluster-key                       tells a replica whether it was given the right cluster key
     authorities                       the cluster's certificate authorities (pwm.v1.Authorities)
     audit/log/{ms}/{chain}/{number}   what a controller wrote down of who did what (pwm.v1.SealedBatch)
     audit/kept-since                  what is older (ms) may have been dropped
-    cluster-key                       tells a replica whether it was given the right cluster key
     retention/mark                    how far compaction may go
     lineage/uid                       names this log, in whatever etcd it is kept
     lineage/incarnation               how often a restored store was accepted: the upper bits of epochs
@@ -118,6 +121,18 @@ class Keys:
         """Time in ms, chain and number of a batch. ValueError for another key."""
         time_ms, chain, number = key[len(self.all_audit) :].decode().split("/")
         return int(time_ms), chain, int(number)
+
+    @property
+    def notices_read(self) -> bytes:
+        return self.prefix + b"notices/read"
+
+    def notices_told(self, uid: str) -> bytes:
+        """Of one workload; with an empty uid the prefix of all."""
+        return self.prefix + b"notices/told/" + uid.encode()
+
+    def notices_out(self, id: str) -> bytes:
+        """One on its way; with an empty id the prefix of all."""
+        return self.prefix + b"notices/out/" + id.encode()
 
     @property
     def all_audit(self) -> bytes:

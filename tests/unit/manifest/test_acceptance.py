@@ -116,7 +116,6 @@ def test_what_the_server_added_may_be_applied_again() -> None:
     ("spec", "field"),
     [
         ({"volumes": [{"name": "a", "target": "/a"}]}, "spec.volumes"),
-        ({"notify": {"byEmail": True}}, "spec.notify"),
     ],
 )
 def test_a_field_without_effect_in_this_version_is_kept_with_a_warning(spec: dict[str, Any], field: str) -> None:

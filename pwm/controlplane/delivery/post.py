@@ -1,0 +1,145 @@
+"""Gets letters delivered: again and again, less and less often, until somebody takes them or a day has passed.
+
+One that is not taken waits longer each time, from seconds to an hour. Letters go out some at a time, in a few rounds
+beside each other, so a receiver that hangs keeps only those waiting that are in its round, and next time they
+go later. Nothing else waits for any of it.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Protocol
+
+import structlog
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from pwm.api.v1.store_pb2 import PendingNotice
+from pwm.controlplane.core.targets import shown
+from pwm.controlplane.delivery.outbox import Outbox, Write, letter_id
+from pwm.controlplane.store import errors as store_errors
+
+log = structlog.get_logger(__name__)
+
+# A day is long enough for a server that somebody has to repair; what is older helps nobody.
+GIVE_UP_AFTER_MS = 24 * 3_600_000
+FIRST_PAUSE_MS = 5_000
+LONGEST_PAUSE_MS = 3_600_000
+LETTERS_IN_A_ROUND = 20
+ROUNDS_AT_ONCE = 4
+# Looked at this often though nothing is due: the wall clock may have been set.
+LONGEST_WAIT_S = 30.0
+STORE_PAUSE_S = 1.0
+# On their way at one time: beyond, somebody has thousands of workloads that crash, and is told of these.
+MOST_LETTERS = 10_000
+
+
+class Sender(Protocol):
+    async def deliver(self, letters: Sequence[PendingNotice]) -> list[str]:
+        """What went wrong with each; "" where nothing did."""
+        ...
+
+
+def pause_ms(attempts: int) -> int:
+    """How long after so many attempts: 5 s, 15 s, 45 s, ... an hour."""
+    return int(min(LONGEST_PAUSE_MS, FIRST_PAUSE_MS * 3 ** min(attempts - 1, 10)))
+
+
+class Post:
+    """For one term of leading the chores."""
+
+    def __init__(self, *, outbox: Outbox, sender: Sender, now_ms: Callable[[], int]) -> None:
+        self._outbox = outbox
+        self._sender = sender
+        self._now_ms = now_ms
+        self._letters: dict[str, PendingNotice] = {}
+        self._under_way: set[str] = set()
+        self._more = asyncio.Event()
+
+    @property
+    def full(self) -> bool:
+        return len(self._letters) >= MOST_LETTERS
+
+    def take(self, letters: Iterable[PendingNotice]) -> None:
+        """Those that have been written into the outbox."""
+        self._letters.update((letter_id(letter), letter) for letter in letters)
+        self._more.set()
+
+    async def run(self) -> None:
+        """Until cancelled. Raises FenceLost when another replica leads."""
+        async with asyncio.TaskGroup() as rounds:
+            running: set[asyncio.Task[None]] = set()
+
+            def over(task: asyncio.Task[None]) -> None:
+                running.discard(task)
+                self._more.set()
+
+            while True:
+                self._more.clear()
+                while len(running) < ROUNDS_AT_ONCE and (due := self._due()):
+                    task = rounds.create_task(self._round(due))
+                    running.add(task)
+                    task.add_done_callback(over)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._wait_s(busy=len(running) >= ROUNDS_AT_ONCE)):
+                        await self._more.wait()
+
+    def _due(self) -> list[PendingNotice]:
+        now_ms = self._now_ms()
+        due = []
+        for id, letter in self._letters.items():
+            if id not in self._under_way and letter.next_attempt.ToMilliseconds() <= now_ms:
+                due.append(letter)
+                if len(due) == LETTERS_IN_A_ROUND:
+                    break
+        self._under_way.update(map(letter_id, due))
+        return due
+
+    def _wait_s(self, *, busy: bool) -> float:
+        waiting = (letter for id, letter in self._letters.items() if id not in self._under_way)
+        first_ms = min((letter.next_attempt.ToMilliseconds() for letter in waiting), default=None)
+        if busy or first_ms is None:
+            return LONGEST_WAIT_S
+        return min(LONGEST_WAIT_S, max(0.0, (first_ms - self._now_ms()) / 1000))
+
+    async def _round(self, letters: list[PendingNotice]) -> None:
+        errors = await self._sender.deliver(letters)
+        writes = [self._after(letter, error) for letter, error in zip(letters, errors, strict=True)]
+        await keep_writing(self._outbox, writes)
+        self._under_way.difference_update(map(letter_id, letters))
+
+    def _after(self, letter: PendingNotice, error: str) -> Write:
+        now_ms, id = self._now_ms(), letter_id(letter)
+        about = {"notice": letter.id, "kind": letter.kind, "to": shown(letter.address), "user": letter.user}
+        if not error:
+            log.info("notice delivered", attempts=letter.attempts + 1, **about)
+            del self._letters[id]
+            return self._outbox.drop(letter)
+        attempts = letter.attempts + 1
+        if now_ms - letter.accepted.ToMilliseconds() >= GIVE_UP_AFTER_MS:
+            log.error("notice given up", attempts=attempts, why=error, **about)
+            del self._letters[id]
+            return self._outbox.drop(letter)
+        log.warning("notice not delivered", attempts=attempts, why=error, **about)
+        again = PendingNotice()
+        again.CopyFrom(letter)
+        again.attempts = attempts
+        again.next_attempt.CopyFrom(_timestamp(now_ms + pause_ms(attempts)))
+        self._letters[id] = again
+        return self._outbox.put(again)
+
+
+async def keep_writing(outbox: Outbox, writes: Sequence[Write]) -> None:
+    """Until the store takes it: what is written is the same each time. Raises FenceLost."""
+    while True:
+        try:
+            await outbox.write(writes)
+            return
+        except store_errors.KVError as error:
+            log.warning("the outbox waits", why=str(error))
+            await asyncio.sleep(STORE_PAUSE_S)
+
+
+def _timestamp(at_ms: int) -> Timestamp:
+    time = Timestamp()
+    time.FromMilliseconds(at_ms)
+    return time
