@@ -60,6 +60,12 @@ def test_the_page_is_what_happens_and_changed_limits_count_at_once(cluster: PwmC
         missing = [line for line in shown if not any(line in heard for heard in said)]
         assert not missing, f"pwm {' '.join(words)}\n{result.out}{result.err}"
 
+    for name, told in (
+        ("third", "waits: group vision may run 2 workloads"),
+        ("large", "denied: user ann may have 2 GPUs"),
+    ):
+        assert told in cluster.ok("events", "Workload", name, "-g", "vision")
+
     # A raised limit lets start who waits, and who was denied is looked at again: now it is a GPU that it waits for.
     assert reason(cluster, "large") == ("DENIED", "OVER_GPU_LIMIT")
     cluster.ok("restart", "wk", "first", "-g", "vision")

@@ -8,7 +8,7 @@ left to do. A new leader marks everything.
 
 import asyncio
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import structlog
 
@@ -17,8 +17,8 @@ from pwm.api.v1.common_pb2 import Actor, Reason
 from pwm.api.v1.workload_pb2 import Workload
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import Commands
-from pwm.controlplane.core.decide import Change, change, place, request_stop
-from pwm.controlplane.core.limits import Account, accounts_of
+from pwm.controlplane.core.decide import Change, change, hold_back, place, request_stop
+from pwm.controlplane.core.limits import Account, HeldBack, accounts_of
 from pwm.controlplane.core.reconcile import Gap, Vacancy, reconcile
 from pwm.controlplane.core.scheduling.cluster import Cluster
 from pwm.controlplane.core.scheduling.plan import Placement, plan
@@ -162,13 +162,21 @@ class WorkloadController:
         waiting = [w for replicas in self._waiting.values() for w in replicas]
         waiting = [w for w in waiting if self._has_secrets(w.workload)]
         planned = plan(self._cluster, waiting, now_ms=now_ms, seed=self._clock.seed())
-        if not planned.placements:
-            return
-        placements = [self._placement(placement) for placement in planned.placements]
-        done = await self._turns.append(placements, actor=ACTOR, fence=self._fence)
-        self._contested = done.contested
-        placed = len(placements) - len(done.skipped)
-        log.debug("placed", containers=placed, waiting=len(waiting) - placed)
+        if planned.placements:
+            placements = [self._placement(placement) for placement in planned.placements]
+            done = await self._turns.append(placements, actor=ACTOR, fence=self._fence)
+            self._contested = done.contested
+            placed = len(placements) - len(done.skipped)
+            log.debug("placed", containers=placed, waiting=len(waiting) - placed)
+        await self._tell(planned.refusals.held_back)
+
+    async def _tell(self, held_back: Mapping[str, HeldBack]) -> None:
+        """Whom a limit keeps from starting, in the log."""
+        held = ((self._view.get("Workload", uid), why) for uid, why in held_back.items())
+        news = [change(workload, *hold_back(workload, why.reason)) for workload, why in held if workload is not None]
+        news = [each for each in news if each.payloads]
+        if news:
+            await self._commands.run_in_parts(news, actor=ACTOR, guards=(self._fence,))
 
     def _shared(self) -> set[Account]:
         """The accounts that others may take of as well."""

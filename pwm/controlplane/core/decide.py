@@ -19,6 +19,7 @@ from pwm.api.v1.node_pb2 import Inventory, Node, NodeStatus
 from pwm.api.v1.services_pb2 import ApplyResult
 from pwm.api.v1.workload_pb2 import Container, ContainerSpec, ContainerStatus, Workload, WorkloadSpec, WorkloadStatus
 from pwm.controlplane.core.evolve import State, fold
+from pwm.controlplane.core.limits import OVER_CODES
 
 Payload: TypeAlias = Message
 
@@ -167,6 +168,14 @@ def delete_workload(workload: Workload, containers: Iterable[Container]) -> tupl
     if workload.status.desired == WorkloadStatus.DELETE:
         return ()
     return (ev.WorkloadDesired(desired=WorkloadStatus.DELETE),)
+
+
+def hold_back(workload: Workload, reason: Reason) -> tuple[Payload, ...]:
+    """A limit keeps it from starting. Told once, not with every figure: what is so now is worked out when asked for."""
+    told = workload.status.held_back.code
+    if told and (told in OVER_CODES) == (reason.code in OVER_CODES):
+        return ()
+    return (ev.WorkloadHeldBack(reason=reason),)
 
 
 # ---- containers

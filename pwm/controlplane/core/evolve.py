@@ -125,16 +125,19 @@ def _workload_applied(state: Any, event: ev.Event) -> None:
     if event.version == 1:
         _set_desired(status, WorkloadStatus.RUN, event)
     status.generation = applied.generation
+    status.ClearField("held_back")
     if applied.first_attempt:
         status.first_attempt = applied.first_attempt
 
 
 def _workload_scaled(state: Any, event: ev.Event) -> None:
     state.spec.replica.count = event.workload_scaled.count
+    state.status.ClearField("held_back")
 
 
 def _workload_desired(state: Any, event: ev.Event) -> None:
     _set_desired(state.status, event.workload_desired.desired, event)
+    state.status.ClearField("held_back")
     if event.workload_desired.first_attempt:
         state.status.first_attempt = event.workload_desired.first_attempt
     if event.workload_desired.HasField("idle"):
@@ -167,7 +170,12 @@ def _forget_warning(idle: IdleStatus) -> None:
 
 def _workload_restarted(state: Any, event: ev.Event) -> None:
     state.status.first_attempt = event.workload_restarted.first_attempt
+    state.status.ClearField("held_back")
     _set_desired(state.status, WorkloadStatus.RUN, event)
+
+
+def _workload_held_back(state: Any, event: ev.Event) -> None:
+    state.status.held_back.CopyFrom(event.workload_held_back.reason)
 
 
 def _set_desired(status: WorkloadStatus, desired: WorkloadStatus.Desired.ValueType, event: ev.Event) -> None:
@@ -289,6 +297,7 @@ _HANDLERS: dict[str, Callable[[Any, ev.Event], None]] = {
     "workload_idle_warned": _workload_idle_warned,
     "workload_kept": _workload_kept,
     "workload_idle_over": _workload_idle_over,
+    "workload_held_back": _workload_held_back,
     "container_placed": _container_placed,
     "container_reported": _container_reported,
     "container_stop_requested": _container_stop_requested,

@@ -8,6 +8,7 @@ from pwm.api.v1.events_pb2 import Event
 from pwm.api.v1.node_pb2 import NodeStatus
 from pwm.api.v1.workload_pb2 import WorkloadStatus
 from pwm.controlplane.core import idle
+from pwm.controlplane.core.limits import OVER_CODES
 from pwm.enums import value_name
 
 
@@ -39,6 +40,9 @@ def said(event: Event) -> str:
             return idle.kept_said(event.workload_kept)
         case "workload_idle_over":
             return idle.over_said(event.workload_idle_over)
+        case "workload_held_back":
+            reason = event.workload_held_back.reason
+            return ("denied" if reason.code in OVER_CODES else "waits") + _because(reason)
         case "container_placed":
             return f"placed on {event.container_placed.spec.node}"
         case "container_reported":

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from pwm.api.v1 import events_pb2 as ev
-from pwm.api.v1.common_pb2 import Actor
+from pwm.api.v1.common_pb2 import Actor, Reason
 from pwm.api.v1.identity_pb2 import GroupSpec, ResourceLimits, UserSpec
 from pwm.api.v1.node_pb2 import GPUDevice, Inventory, NodeSpec, NodeStatus
 from pwm.api.v1.workload_pb2 import ContainerStatus, WorkloadSpec
@@ -98,6 +98,11 @@ class Zones:
             with self.first.view.subscribe() as subscription:
                 while not condition():
                     await subscription.batch()
+
+    def told(self) -> list[Reason.Code.ValueType]:
+        """Codes of the limits that workloads were said to wait for."""
+        events = (event for event in self.first.view.recent_events if event.HasField("workload_held_back"))
+        return [event.workload_held_back.reason.code for event in events]
 
     def has(self, account: Account) -> Use:
         return self.first.cluster.accounts.use(account)
@@ -207,6 +212,28 @@ async def test_a_raised_limit_lets_who_waits_start_and_a_lowered_one_ends_nothin
             await zones.limit(ANN)
             await zones.until(lambda: zones.has(ANN).gpus == 4)
         assert zones.most[ANN].gpus == 4
+
+
+async def test_whom_a_limit_keeps_from_starting_is_in_the_log_once_for_each_run() -> None:
+    async with two_zones() as zones:
+        await zones.limit(ANN, total=1)
+        await zones.apply(2)
+        async with leading(zones):
+            told = [Reason.TOO_MANY_GPUS]
+            await zones.until(lambda: zones.told() == told)
+            await zones.end_one()
+            await zones.until(lambda: zones.first.view.count("Container") == 2)
+            await zones.limit(ANN, total=0)
+            restarted = zones.first.view.by_name("Workload", "w0", group="vision")
+            await zones.commit(change(restarted, ev.WorkloadRestarted(first_attempt=2)))
+            told.append(Reason.OVER_GPU_LIMIT)
+            await zones.until(lambda: zones.told() == told)
+            await zones.limit(ANN, total=1)
+            told.append(Reason.TOO_MANY_GPUS)
+            await zones.until(lambda: zones.told() == told)
+            await zones.limit(ANN, total=2)
+            await zones.until(lambda: zones.first.view.count("Container") == 3)
+        assert zones.told() == told
 
 
 async def test_what_was_decided_under_a_limit_is_not_written_once_that_has_changed() -> None:

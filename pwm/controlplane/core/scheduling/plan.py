@@ -16,7 +16,7 @@ Fair share between users, pre-emption and images that are already on a node are 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -62,18 +62,19 @@ class Refusals(Mapping[str, Explanation]):
         self._scratch = scratch
         self._revision = cluster.revision
         self._demands: dict[str, tuple[Demand, int]] = {}
-        self._held_back: dict[str, HeldBack] = {}
+        # Those of them whom a limit keeps from starting.
+        self.held_back: dict[str, HeldBack] = {}
         self._known: dict[tuple[Demand, int], Explanation] = {}
 
     def add(self, workload_uid: str, demand: Demand, *, together: int = 1) -> None:
         self._demands.setdefault(workload_uid, (demand, together))
 
     def add_limit(self, workload_uid: str, held: HeldBack) -> None:
-        self._held_back.setdefault(workload_uid, held)
+        self.held_back.setdefault(workload_uid, held)
 
     def __getitem__(self, workload_uid: str) -> Explanation:
         if workload_uid not in self._demands:
-            return explain_limit(self._held_back[workload_uid])
+            return explain_limit(self.held_back[workload_uid])
         asked = self._demands[workload_uid]
         if self._cluster.revision != self._revision:
             self._scratch, self._revision = self._cluster.scratch(), self._cluster.revision
@@ -83,10 +84,10 @@ class Refusals(Mapping[str, Explanation]):
         return self._known[asked]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._demands | self._held_back)
+        return iter(self._demands | self.held_back)
 
     def __len__(self) -> int:
-        return len(self._demands | self._held_back)
+        return len(self._demands | self.held_back)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ class Plan:
     """What to start, in queue order, and why the rest waits."""
 
     placements: list[Placement]
-    refusals: Mapping[str, Explanation] = field(default_factory=dict)
+    refusals: Refusals
 
 
 def plan(cluster: Cluster, waiting: Sequence[Waiting], *, now_ms: int, seed: int) -> Plan:
