@@ -76,6 +76,7 @@ def workload(number: int) -> Workload:
 class Caller:
     name = "ann"
     token_id = "0123456789ab"
+    ending = ""
 
 
 class Resources(ResourceServiceServicer):

@@ -234,7 +234,7 @@ class Client:
             try:
                 response = self._exchange(server, method, target, headers, body, timeout_s)
                 if response.status not in (502, 503):
-                    self._compare_versions(response.headers)
+                    self._heed(response.headers)
                     return response
                 if unavailable is None or not unavailable.unsure:
                     unavailable = server_error(_decode(response.read(), response.status), http_status=response.status)
@@ -351,6 +351,16 @@ class Client:
             self._warn_once(
                 f"the control plane cannot reach etcd since {document['staleSince']}; what you see may be old"
             )
+
+    def _heed(self, headers: dict[str, str]) -> None:
+        """What every answer tells besides."""
+        if ends := headers.get("pwm-token-ends"):
+            from pwm.cli.render import local_time
+
+            self._warn_once(
+                f"this token ends at {local_time(ends)}; `pwm token create` makes another, `pwm login` takes it"
+            )
+        self._compare_versions(headers)
 
     def _compare_versions(self, headers: dict[str, str]) -> None:
         server = headers.get("pwm-version", "")

@@ -8,7 +8,7 @@ token that has ended is told how it ended: it was theirs.
 import hashlib
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -20,7 +20,7 @@ from pwm.api.v1.identity_pb2 import Role, Token, User
 from pwm.api.v1.services_pb2 import TokenEntry
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.core import authz
-from pwm.controlplane.core.tokens import ID_CHARS, shown_name, speaks_for, state
+from pwm.controlplane.core.tokens import ID_CHARS, shown_name, speaks_for, state, warns_from_ms
 from pwm.controlplane.errors import ApiError, LoginFailed, refused, unavailable
 from pwm.controlplane.view import View, ViewChange
 
@@ -42,15 +42,14 @@ class Principal:
     node: str | None = None
     # What the user showed.
     token: Token | None = None
+    # The token's id, as lists of tokens show it.
+    token_id: str = ""
+    # When the token ends, if it is soon: `2026-11-22T10:00:00Z`.
+    ending: str = ""
 
     @property
     def name(self) -> str:
         return self.user.metadata.name if self.user is not None else self.node or "anonymous"
-
-    @property
-    def token_id(self) -> str:
-        """As lists of tokens show it."""
-        return self.token.metadata.uid[:ID_CHARS] if self.token is not None else ""
 
     @property
     def default_group(self) -> str:
@@ -139,8 +138,14 @@ class Authenticator:
                 user=user.metadata.name,
                 name=shown_name(found),
             )
-        until_ms = found.spec.expires_at.ToMilliseconds() if found.spec.HasField("expires_at") else FOR_EVER_MS
-        return Principal(user=user, token=found), until_ms
+        principal = Principal(user=user, token=found, token_id=found.metadata.uid[:ID_CHARS])
+        warned_from_ms = warns_from_ms(found)
+        if warned_from_ms is None:
+            return principal, FOR_EVER_MS
+        if self._clock.now_ms() < warned_from_ms:
+            return principal, warned_from_ms
+        ends = found.spec.expires_at
+        return replace(principal, ending=ends.ToJsonString()), ends.ToMilliseconds()
 
     async def _reading_is_over(self) -> None:
         """While the log is read anew, nobody is known and everybody must not be sent away for it."""

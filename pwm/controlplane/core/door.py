@@ -14,7 +14,7 @@ What is remembered is bounded. Strangers are remembered apart, so that a crowd o
 """
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 # Addresses without a valid token, and pairs of address and token, that are remembered: a few megabytes.
 MOST_STRANGERS = 20_000
@@ -60,6 +60,20 @@ class _Failures:
     banned_until_s: float = 0.0
 
 
+class Visitor(Protocol):
+    """Who has shown a valid token."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def token_id(self) -> str: ...
+
+
+# The answer to nearly every request.
+_SERVED = (0.0, False)
+
+
 class Door:
     """Times are seconds of a clock that never goes back."""
 
@@ -70,17 +84,18 @@ class Door:
         self._strangers: dict[str, _Purse] = {}
         self._failures: dict[str, _Failures] = {}
 
-    def visit(self, address: str, *, user: str, token: str, now_s: float) -> tuple[float, bool]:
-        """A request with a valid token, of which `token` is the id.
+    def visit(self, address: str, visitor: Visitor, now_s: float) -> tuple[float, bool]:
+        """A request with a valid token.
 
         Seconds to wait before there is an answer, 0 for none; and whether a visit begins with it.
         """
-        visit = self._visits.get((address, token))
-        begins = visit is None or now_s - visit.at_s > VISIT_S
-        if visit is None or begins:
-            visit = self._begin_visit(address, user, token, now_s)
+        visit = self._visits.get((address, visitor.token_id))
+        if visit is None or now_s - visit.at_s > VISIT_S:
+            visit = self._begin_visit(address, visitor.name, visitor.token_id, now_s)
+            return self._pay(visit.purse, now_s), True
         visit.at_s = now_s
-        return self._pay(visit.purse, now_s), begins
+        wait_s = self._pay(visit.purse, now_s)
+        return (wait_s, False) if wait_s else _SERVED
 
     def _begin_visit(self, address: str, user: str, token: str, now_s: float) -> _Visit:
         if len(self._visits) >= MOST_VISITORS:
@@ -138,7 +153,9 @@ class Door:
         rate = self.limits.requests_per_s
         if not rate:
             return 0.0
-        left = min(float(self.limits.burst), purse.left + (now_s - purse.at_s) * rate)
+        left = purse.left + (now_s - purse.at_s) * rate
+        if left > self.limits.burst:
+            left = float(self.limits.burst)
         purse.at_s = now_s
         if left < 1.0:
             purse.left = left

@@ -32,6 +32,8 @@ KEPT_AFTER_END_MS = 30 * DAY_MS
 ID_CHARS = 12
 SHORTEST_ID_CHARS = 8
 MAX_DESCRIPTION_CHARS = 200
+# A week is time to make another; of one that is made for a day, the last hours.
+WARNED_BEFORE_MS, WARNED_PART = 7 * DAY_MS, 10
 
 _ID = re.compile(rf"[0-9a-f]{{{SHORTEST_ID_CHARS},64}}")
 _NUMBERED = re.compile(r"token-([1-9][0-9]{0,8})")
@@ -70,6 +72,14 @@ def state(token: Token, now_ms: int) -> TokenEntry.State.ValueType:
     if expires_ms is not None and expires_ms <= until_ms:
         return TokenEntry.EXPIRED
     return TokenEntry.REVOKED if token.spec.revoked else TokenEntry.LIVE
+
+
+def warns_from_ms(token: Token) -> int | None:
+    """From when on whoever uses it should be told that it ends; None: it does not end."""
+    if not token.spec.HasField("expires_at"):
+        return None
+    end_ms, began_ms = token.spec.expires_at.ToMilliseconds(), token.metadata.created_at.ToMilliseconds()
+    return end_ms - min(WARNED_BEFORE_MS, max(0, end_ms - began_ms) // WARNED_PART)
 
 
 def ended_ms(token: Token, now_ms: int) -> int:

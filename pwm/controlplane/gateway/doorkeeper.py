@@ -20,7 +20,7 @@ import structlog
 from aiohttp import web
 
 from pwm.controlplane.core.addresses import neighbourhood, parsed, plain
-from pwm.controlplane.core.door import NO_LIMITS, Door, DoorLimits
+from pwm.controlplane.core.door import NO_LIMITS, Door, DoorLimits, Visitor
 from pwm.controlplane.errors import ApiError, LoginFailed
 from pwm.controlplane.gateway.failures import Code, HttpError
 
@@ -28,16 +28,6 @@ from pwm.controlplane.gateway.failures import Code, HttpError
 MOST_PROXIES = 16
 
 log = structlog.get_logger(__name__)
-
-
-class Visitor(Protocol):
-    """Who has shown a valid token."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def token_id(self) -> str: ...
 
 
 class Journal(Protocol):
@@ -125,9 +115,7 @@ class Doorkeeper:
 
     def visit(self, address: str, visitor: Visitor) -> None:
         """A request with a valid token. Raises HttpError 429."""
-        wait_s, begins = self._door.visit(
-            neighbourhood(address), user=visitor.name, token=visitor.token_id, now_s=self._clock_s()
-        )
+        wait_s, begins = self._door.visit(neighbourhood(address), visitor, self._clock_s())
         if begins:
             self._journal.visit_began(visitor, address)
         if wait_s and not self._unlimited(visitor):

@@ -44,13 +44,19 @@ log = structlog.get_logger(__name__)
 
 
 class Principal(Protocol):
-    """Who calls. The gateway reads the name, to count open streams, and with the token's id requests."""
+    """Who calls. The gateway reads the name, to count open streams, and with the token's id requests.
+
+    `ending`: when the token ends, if it is soon; what clients are told.
+    """
 
     @property
     def name(self) -> str: ...
 
     @property
     def token_id(self) -> str: ...
+
+    @property
+    def ending(self) -> str: ...
 
 
 # Who a token from an address speaks for; ApiError if for nobody. None: the anonymous caller of a public rpc.
@@ -280,7 +286,8 @@ class Gateway:
         body = self._encoder.encode(answer)
         endpoint.metrics.took(loop.time() - started)
         endpoint.metrics.count(Code.OK)
-        return await responses.json(request, body, context.request_id, close=self._stopping)
+        ending = context.principal.ending
+        return await responses.json(request, body, context.request_id, close=self._stopping, ending=ending)
 
     async def _stream(
         self, endpoint: _Endpoint, request: web.BaseRequest, message: Message, context: CallContext, token: str | None
@@ -298,7 +305,7 @@ class Gateway:
                 rpc.call(message, context),
                 form=form,
                 stream=stream,
-                headers=responses.headers(context.request_id),
+                headers=responses.headers(context.request_id, ending=context.principal.ending),
                 request_id=context.request_id,
             )
         endpoint.metrics.count(error.code if error else Code.OK)

@@ -21,6 +21,7 @@ GZIP_LEVEL = 1
 STALL_S = 60
 
 JSON = "application/json"
+ENDING_HEADER = "Pwm-Token-Ends"
 
 
 # What every answer of the API carries, besides its request id.
@@ -33,16 +34,19 @@ FIXED = {
 }
 
 
-def headers(request_id: str) -> dict[str, str]:
-    return {"X-Request-Id": request_id, **FIXED}
+def headers(request_id: str, *, ending: str = "") -> dict[str, str]:
+    """`ending`: when the caller's token ends, if that is soon."""
+    return {"X-Request-Id": request_id, **FIXED, **({ENDING_HEADER: ending} if ending else {})}
 
 
-async def json(request: web.BaseRequest, body: bytes, request_id: str, *, close: bool) -> web.StreamResponse:
-    """A JSON body with status 200."""
+async def json(
+    request: web.BaseRequest, body: bytes, request_id: str, *, close: bool, ending: str = ""
+) -> web.StreamResponse:
+    """A JSON body with status 200. `ending`: as for `headers`."""
     usual = request.version == HttpVersion11 and request.keep_alive and request.method != "HEAD"
-    if usual and not close and len(body) < GZIP_FROM_BYTES:
+    if usual and not close and not ending and len(body) < GZIP_FROM_BYTES:
         return ShortAnswer(body, request_id)
-    return await send(request, body, {**headers(request_id), "Content-Type": JSON}, close=close)
+    return await send(request, body, {**headers(request_id, ending=ending), "Content-Type": JSON}, close=close)
 
 
 class ShortAnswer(web.StreamResponse):

@@ -405,3 +405,16 @@ def test_nobody_waits_longer_than_people_do(
     assert "error: too many requests\n  wait\n" in result.err
     assert ("the server asks for a pause" in result.err) is (asked > 1)
     assert len(server.requests) == asked
+
+
+def test_who_uses_a_token_that_ends_soon_is_told_once(server: FakeServer) -> None:
+    server.headers["Pwm-Token-Ends"] = "2026-11-22T10:00:00Z"
+    server.on("GET", "/v1/whoami", {"user": "ada"})
+    warned: list[str] = []
+    client = _client(server.url, warned=warned)
+    for _ in range(2):
+        client.call("GET", "/v1/whoami")
+    client.close()
+    assert len(warned) == 1
+    assert "this token ends at 2026-11-2" in warned[0]
+    assert "`pwm token create` makes another" in warned[0]

@@ -331,6 +331,22 @@ async def test_whoever_shows_a_token_that_ended_is_told_how(people: People) -> N
         await people.who("pwm_" + "x" * 43)
 
 
+@pytest.mark.parametrize(
+    ("lifetime", "quiet_ms", "told_ms"),
+    [({}, 82 * DAY_MS, 84 * DAY_MS), ({"lifetime": Duration(seconds=36_000)}, 32_000_000, 32_500_000)],
+)
+async def test_whoever_uses_a_token_in_its_last_week_or_its_last_tenth_is_told(
+    people: People, lifetime: dict[str, Any], quiet_ms: int, told_ms: int
+) -> None:
+    made = await people.create(**lifetime)
+    for ahead_ms, told in ((0, ""), (quiet_ms, ""), (told_ms, made.entry.expires_at.ToJsonString())):
+        people.clock.ahead_ms = ahead_ms
+        assert (await people.authenticator.user(made.token, "10.0.0.1")).ending == told
+    forever = await people.create(never_expires=True)
+    people.clock.ahead_ms = 4_000 * DAY_MS
+    assert (await people.authenticator.user(forever.token, "10.0.0.1")).ending == ""
+
+
 async def test_a_deactivated_user_is_out_and_gets_no_tokens(people: People) -> None:
     made = await people.create()
     await people.apply_user("ann", active=False)

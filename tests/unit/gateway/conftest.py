@@ -45,6 +45,8 @@ class Caller:
     name: str
     node: bool = False
 
+    ending: str = ""
+
     @property
     def token_id(self) -> str:
         return f"token-of-{self.name}"

@@ -14,6 +14,7 @@ from pwm.api.v1.services_pb2 import StopRequest
 from pwm.controlplane.gateway import requests, routes
 from pwm.controlplane.gateway.requests import MAX_BODY_BYTES
 from pwm.version import OLDEST_CLIENT, VERSION
+from tests.unit.gateway.conftest import TOKEN
 
 
 async def test_a_get_answers_with_the_resource_itself(gateway: Any, world: Any) -> None:
@@ -385,6 +386,15 @@ async def test_a_running_call_may_end_while_the_server_stops(world: Any, start: 
         world.go_on.set()
         assert (await call).status == 200
         await stop
+
+
+@pytest.mark.parametrize("path", ["/v1/whoami", "/v1/watch/workload"])
+async def test_who_shows_a_token_that_ends_soon_is_told_with_every_answer(gateway: Any, world: Any, path: str) -> None:
+    caller = world.tokens[TOKEN]
+    assert (await gateway.get(path)).headers["Pwm-Token-Ends"] is None
+    world.tokens[TOKEN] = dataclasses.replace(caller, ending="2026-11-22T10:00:00Z")
+    answer = await gateway.get(path)
+    assert (answer.status, answer.headers["Pwm-Token-Ends"]) == (200, "2026-11-22T10:00:00Z")
 
 
 async def test_every_answer_says_which_clients_fit(gateway: Any) -> None:
