@@ -33,6 +33,8 @@ from pwm.version import VERSION  # noqa: E402
 
 # Messages within messages: deeper than any spec is.
 DEEPEST = 8
+# Payloads whose names do not begin with their kind's.
+NAMED_OTHERWISE = {"period_settled": ("Ledger",), "credit_notice": ("User", "Group")}
 
 
 def main() -> int:
@@ -85,7 +87,7 @@ def descriptors() -> FileDescriptorSet:
 
 def history(kind: str) -> Iterator[ev.Event]:
     """Every payload of this kind's events, full, empty, and full once more with other values; then the end."""
-    payloads = [field for field in _payloads() if _kind_of(field.name) == kind]
+    payloads = [field for field in _payloads() if kind in _kinds_of(field.name)]
     version = 0
     for fill_from in (1, 0, 1000):
         for field in payloads:
@@ -108,11 +110,13 @@ def _payloads() -> list[Any]:
     return [f for f in ev.Event.DESCRIPTOR.oneofs_by_name["payload"].fields if f.name != "removed"]
 
 
-def _kind_of(payload: str) -> str:
+def _kinds_of(payload: str) -> tuple[str, ...]:
     """`resource_credit_applied` is an event of a ResourceCredit."""
+    if payload in NAMED_OTHERWISE:
+        return NAMED_OTHERWISE[payload]
     found = [kind for kind in STATE_TYPES if payload.startswith(re.sub(r"(?<!^)([A-Z])", r"_\1", kind).lower() + "_")]
     assert found, f"no kind has the payload {payload}"
-    return max(found, key=len)
+    return (max(found, key=len),)
 
 
 def _fill(message: Message, numbers: Iterator[int], *, depth: int) -> None:

@@ -72,6 +72,7 @@ async def run(config: ControllerConfig, stop: asyncio.Event) -> None:
             peer_token=secrets.token_urlsafe(32),
             clock=clock,
             times=config.times,
+            credit_policy=config.credit_policy,
             courier=Courier(config.notices),
             idle_policy=config.idle,
             cluster_key=cluster_key,

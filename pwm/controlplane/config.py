@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pwm.controlplane.core.authorities import CERTIFICATE_LIFE_MS, check_life
+from pwm.controlplane.core.credits import DEFAULT_POLICY, CreditPolicy
 from pwm.controlplane.core.door import DoorLimits
 from pwm.controlplane.core.idle import DEFAULT_POLICY as DEFAULT_IDLE
 from pwm.controlplane.core.idle import IdlePolicy
@@ -60,6 +61,9 @@ class ControllerConfig:
     gpu_used_from_percent: int = DEFAULT_IDLE.used_from_percent
     # Streams (watches, logs, shells) that one user may have open at this replica.
     streams_per_user: int = 1_000
+    # The weekday on which weekly credits begin anew, at 00:00 UTC, and how long what runs may go on without any.
+    credits_reset_day: str = DEFAULT_POLICY.reset_day
+    credits_stop_grace_ms: int = DEFAULT_POLICY.stop_grace_ms
     # How long it is kept who did what.
     audit_keep_ms: int = 30 * 86_400_000
     # What one address may ask of this replica (core/door.py). 0: no limit, and no bans.
@@ -86,6 +90,7 @@ class ControllerConfig:
 
     def __post_init__(self) -> None:
         _ = self.times, self.idle
+        self.credit_policy.check()
         check_life(self.certificate_life_ms)
         if bool(self.tls_cert) != bool(self.tls_key):
             raise ValueError("a given certificate is two files, --tls-cert and --tls-key")
@@ -93,6 +98,10 @@ class ControllerConfig:
             raise ValueError("notices by mail need --smtp and --smtp-sender")
         if bool(self.etcd_cert) != bool(self.etcd_key):
             raise ValueError("a certificate for etcd is two files, --etcd-cert and --etcd-key")
+
+    @property
+    def credit_policy(self) -> CreditPolicy:
+        return CreditPolicy(reset_day=self.credits_reset_day.lower(), stop_grace_ms=self.credits_stop_grace_ms)
 
     @property
     def tls(self) -> bool:

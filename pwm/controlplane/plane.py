@@ -20,15 +20,18 @@ from pwm.api.v1 import services_pb2
 from pwm.controlplane.agents import Agents
 from pwm.controlplane.audit import Audit, AuditLog
 from pwm.controlplane.auth import Authenticator, Authorizer
+from pwm.controlplane.books import Books
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.cluster_key import ClusterKey
 from pwm.controlplane.commands import Commands
 from pwm.controlplane.controllers.chores import DEFAULT_AUDIT_KEPT_MS, keep_audit, keep_retention, watch_space
+from pwm.controlplane.controllers.credits import CreditController
 from pwm.controlplane.controllers.idle import IdleController
 from pwm.controlplane.controllers.nodes import NodeController
 from pwm.controlplane.controllers.notices import NoticeController
 from pwm.controlplane.controllers.tokens import forget_tokens
 from pwm.controlplane.controllers.workloads import WorkloadController
+from pwm.controlplane.core.credits import DEFAULT_POLICY, CreditPolicy
 from pwm.controlplane.core.idle import DEFAULT_POLICY as IDLE_POLICY
 from pwm.controlplane.core.idle import IdlePolicy
 from pwm.controlplane.core.limits import GROUP, USER, Account
@@ -54,6 +57,7 @@ from pwm.controlplane.services.admin import AdminService
 from pwm.controlplane.services.applying import Applier
 from pwm.controlplane.services.audit import AuditReader
 from pwm.controlplane.services.cluster_status import ClusterStatus
+from pwm.controlplane.services.credits import CreditService
 from pwm.controlplane.services.drill import Drill
 from pwm.controlplane.services.earlier_events import EarlierEvents
 from pwm.controlplane.services.events import EventService
@@ -79,6 +83,7 @@ from pwm.controlplane.store.lineage import Lineage
 from pwm.controlplane.store.registry import Registry
 from pwm.controlplane.store.retention import Retention
 from pwm.controlplane.token_uses import TokenUses
+from pwm.controlplane.treasury import Treasury
 from pwm.controlplane.view import View, ViewChange
 from pwm.version import VERSION
 
@@ -100,6 +105,7 @@ class ControlPlane:
         address: str,
         clock: Clock,
         times: NodeTimes = DEFAULT_TIMES,
+        credit_policy: CreditPolicy = DEFAULT_POLICY,
         idle_policy: IdlePolicy = IDLE_POLICY,
         audit_kept_ms: int = DEFAULT_AUDIT_KEPT_MS,
         peer_address: str = "",
@@ -132,6 +138,8 @@ class ControlPlane:
         self.view = View()
         self.cluster = Cluster()
         self.view.observe(self._account)
+        self.books = Books(view=self.view, clock=clock, policy=credit_policy)
+        self.treasury = Treasury(books=self.books, view=self.view)
         self.audit = Audit(kv, keys=keys, clock=clock, replica=replica)
         self.audit_log = AuditLog(kv, keys=keys)
         self.secrets = Secrets(store=self.store, view=self.view, key=cluster_key)
@@ -142,7 +150,11 @@ class ControlPlane:
             store=self.store, view=self.view, clock=clock, on_loaded=self._account_all, custody=self.lineage
         )
         self.queries = Queries(
-            view=self.view, cluster=self.cluster, clock=clock, contact=lambda node: self.presence.contact(node)
+            view=self.view,
+            cluster=self.cluster,
+            clock=clock,
+            contact=lambda node: self.presence.contact(node),
+            denial=self.treasury.denial,
         )
         self.presence = Presence(
             registry=Registry(BesideKV(self.lineage), keys=keys),
@@ -218,14 +230,22 @@ class ControlPlane:
     async def _lead_zone(self, zone: str, fence: Guard) -> None:
         common = {"zone": zone, "view": self.view, "commands": self.commands, "clock": self.clock}
         async with asyncio.TaskGroup() as group:
-            group.create_task(WorkloadController(**common, cluster=self.cluster, fence=fence).run())  # type: ignore[arg-type]
+            workloads = WorkloadController(
+                **common, cluster=self.cluster, fence=fence, denial=self.treasury.denial  # type: ignore[arg-type]
+            )  # fmt: skip
+            group.create_task(workloads.run())
             nodes = NodeController(**common, presence=self.presence, fence=fence, times=self.times)  # type: ignore[arg-type]
             group.create_task(nodes.run())
             idle = IdleController(**common, agents=self.agents, fence=fence, policy=self._idle_policy)  # type: ignore[arg-type]
             group.create_task(idle.run())
 
     async def _lead_chores(self, fence: Guard) -> None:
+        credits = CreditController(
+            treasury=self.treasury, view=self.view, commands=self.commands, store=self.store, clock=self.clock,
+            fence=fence,
+        )  # fmt: skip
         async with asyncio.TaskGroup() as group:
+            group.create_task(credits.run())
             if self._courier is not None:
                 group.create_task(self._notices(self._courier, fence).run())
             group.create_task(keep_retention(Retention(self.kv, self.store), clock=self.clock, fence=fence))
@@ -271,6 +291,7 @@ class ControlPlane:
 
     def _account_all(self) -> None:
         self.cluster.clear()
+        self.books.load()
         for node in self.view.all("Node"):
             self.cluster.set_node(node)
         for container in self.view.all("Container"):
@@ -356,6 +377,7 @@ class ControlPlane:
             cluster=self.cluster,
             authorizer=self.authorizer,
             secrets=SecretApplier(view=view, secrets=self.secrets),
+            treasury=self.treasury,
             clock=clock,
         )
         servicers = {
@@ -364,6 +386,7 @@ class ControlPlane:
                 self.authorizer,
                 self.joining,
                 accounts=AccountReader(view=view, cluster=self.cluster),
+                treasury=self.treasury,
             ),
             "ResourceService": ResourceService(
                 view=view,
@@ -395,6 +418,14 @@ class ControlPlane:
                 authorizer=self.authorizer,
                 clock=clock,
                 uses=self.token_uses,
+                stale_since_ms=self.stale_since_ms,
+            ),
+            "CreditService": CreditService(
+                treasury=self.treasury,
+                view=view,
+                store=self.store,
+                authorizer=self.authorizer,
+                clock=clock,
                 stale_since_ms=self.stale_since_ms,
             ),
             "AdminService": self._admin_service(),

@@ -36,12 +36,21 @@ OBSERVED_KINDS = frozenset({"GPU", "CPU", "Bind", "Event"})
 
 
 class Queries:
-    def __init__(self, *, view: View, cluster: Cluster, clock: Clock, contact: Callable[[str], Contact]) -> None:
-        """`contact`: whether a node is connected at this moment."""
+    def __init__(
+        self,
+        *,
+        view: View,
+        cluster: Cluster,
+        clock: Clock,
+        contact: Callable[[str], Contact],
+        denial: Callable[[Workload], Reason | None] = lambda workload: None,
+    ) -> None:
+        """`contact`: whether a node is connected at this moment. `denial`: why nothing of a workload may start."""
         self._view = view
         self._cluster = cluster
         self._clock = clock
         self._contact = contact
+        self._denial = denial
         self._workloads: dict[str, tuple[tuple[object, ...], Workload]] = {}
         self._nodes: dict[str, tuple[tuple[object, ...], Node]] = {}
         self._lately: dict[str, tuple[Workload, tuple[int, int, int], Workload]] = {}
@@ -102,6 +111,9 @@ class Queries:
         gap = reconcile(workload, containers, now_ms=now_ms)
         if not any(v.not_before_ms <= now_ms for v in gap.vacancies):
             return Reason()
+        denied = self._denial(workload)
+        if denied is not None:
+            return denied
         absent = missing(workload, lambda group, name: self._view.by_name("Secret", name, group=group))
         if absent is not None:
             return absent.reason

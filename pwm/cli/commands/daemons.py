@@ -40,6 +40,10 @@ CONTROLLER_SETTINGS = (
     Setting(
         "streams_per_user", "Watches, logs and shells that one user may have open here.", metavar="N", convert=int,
     ),
+    Setting("credits_reset_day", "Weekday on which weekly credits begin anew, at 00:00 UTC; monday.", metavar="DAY"),
+    Setting(
+        "credits_stop_grace", "How long what runs may go on without credits; 10m.", metavar="TIME", convert=duration,
+    ),
     Setting("audit_keep", "How long it is kept who did what; 30d.", metavar="TIME", convert=duration),
     Setting("rate_limit", "Requests a second from one address; 30, 0: any number.", metavar="N", convert=whole),
     Setting("rate_burst", "Requests at once from one address, after a pause; 300.", metavar="N", convert=positive),
@@ -148,7 +152,7 @@ def controller(invocation: Invocation, **given: Any) -> int:
     for name, field in (("http", "http"), ("agents", "agent")):
         if name in values:
             values[f"{field}_host"], values[f"{field}_port"] = split_address(values.pop(name))
-    for name in ("node_grace", "node_lost_after", "self_fence", "ban_time", "audit_keep"):
+    for name in ("node_grace", "node_lost_after", "self_fence", "credits_stop_grace", "ban_time", "audit_keep"):
         if name in values:
             values[f"{name}_ms"] = values.pop(name)
     for name in ("idle_pause_after", "idle_warn_before", "idle_after_start"):

@@ -27,7 +27,15 @@ def whoami(invocation: Invocation, *, output: str | None) -> int:
     if token := answer.get("token"):
         until = local_time(str(token.get("expiresAt", "")))
         pairs.append(("Token", f"{token.get('name')}, good until {until or 'it is revoked'}"))
+    if credits := answer.get("credits"):
+        from pwm.cli.commands.credits import summary, warning
+
+        ends = local_time(str(answer.get("creditsResetAt", "")))
+        pairs.append(("Credits", f"{summary(credits[0])}; the week ends {ends}"))
     invocation.out.write(fields([*pairs, ("Servers", ", ".join(invocation.profile.servers))]))
+    for account in answer.get("credits") or ():
+        if said := warning(account):
+            invocation.say(said)
     if accounts := answer.get("accounts"):
         invocation.out.write("\nIn use now, of what you may have at once\n" + _accounts(accounts))
     if granted := answer.get("permissions"):

@@ -8,16 +8,18 @@ left to do. A new leader marks everything.
 
 import asyncio
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
 from pwm.api.v1 import events_pb2 as ev
 from pwm.api.v1.common_pb2 import Actor, Reason
+from pwm.api.v1.node_pb2 import Node
 from pwm.api.v1.workload_pb2 import Workload
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import Commands
 from pwm.controlplane.core.decide import Change, change, hold_back, place, request_stop
+from pwm.controlplane.core.ledger import devices_of
 from pwm.controlplane.core.limits import Account, HeldBack, accounts_of
 from pwm.controlplane.core.reconcile import Gap, Vacancy, reconcile
 from pwm.controlplane.core.scheduling.cluster import Cluster
@@ -42,14 +44,24 @@ class WorkloadController:
     """Runs for one term of leading `zone`; make a new one for the next."""
 
     def __init__(
-        self, *, zone: str, view: View, commands: Commands, cluster: Cluster, clock: Clock, fence: Guard
+        self,
+        *,
+        zone: str,
+        view: View,
+        commands: Commands,
+        cluster: Cluster,
+        clock: Clock,
+        fence: Guard,
+        denial: Callable[[Workload], Reason | None] = lambda workload: None,
     ) -> None:
+        """`denial`: why nothing of a workload may start, whatever is free."""
         self._zone = zone
         self._view = view
         self._commands = commands
         self._cluster = cluster
         self._clock = clock
         self._fence = fence
+        self._denial = denial
         self._marked: dict[str, None] = {}
         self._waiting: dict[str, list[Waiting]] = {}
         self._wakes: list[tuple[int, str]] = []
@@ -159,7 +171,9 @@ class WorkloadController:
     async def _place(self, now_ms: int) -> None:
         self._contested = False
         await self._turns.learn(self._shared)
-        waiting = [w for replicas in self._waiting.values() for w in replicas]
+        waiting = [
+            w for replicas in self._waiting.values() if self._denial(replicas[0].workload) is None for w in replicas
+        ]
         waiting = [w for w in waiting if self._has_secrets(w.workload)]
         planned = plan(self._cluster, waiting, now_ms=now_ms, seed=self._clock.seed())
         if planned.placements:
@@ -186,6 +200,9 @@ class WorkloadController:
         """With the accounts whose totals it takes of, and what their limits are read from."""
         workload = placement.waiting.workload
         spec = container_spec(workload, placement, revision=self._view.revision)
+        node: Node | None = self._view.by_name("Node", placement.node)
+        if node is not None:
+            spec.devices.extend(devices_of(spec, node.status.inventory))
         limited_by = (self._view.by_name(*account) for account in accounts_of(spec.owner, workload.metadata.group))
         given = tuple([state for state in limited_by if state is not None])
         shared = [bounds.account for bounds in self._cluster.accounts.bounds(workload) if bounds.has_totals]

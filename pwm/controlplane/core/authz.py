@@ -31,7 +31,7 @@ ADMIN = "admin"
 # The group whose members' verbs count for a kind that belongs to no group.
 HOMES = {
     **dict.fromkeys(("Node", "GPU", "CPU", "Storage"), SHARED),
-    **dict.fromkeys(("Cluster", "Zone", "Group", "User", "Role", "ResourceCredit", "Token"), ADMIN),
+    **dict.fromkeys(("Cluster", "Zone", "Group", "User", "Role", "ResourceCredit", "Token", "Ledger"), ADMIN),
 }
 CLUSTER_KINDS = frozenset(HOMES)
 # Kinds of which everybody sees his own, and hardly anybody all.

@@ -14,9 +14,11 @@ from typing import Any, TypeAlias
 
 from pwm.api.v1 import events_pb2 as ev
 from pwm.api.v1 import identity_pb2 as identity
+from pwm.api.v1.credits_pb2 import Ledger
 from pwm.api.v1.node_pb2 import Node, NodeStatus
 from pwm.api.v1.volume_pb2 import Storage, Volume
 from pwm.api.v1.workload_pb2 import Container, ContainerStatus, IdleStatus, Workload, WorkloadStatus
+from pwm.controlplane.core.ledger import merged, to_messages
 
 State: TypeAlias = (
     Workload
@@ -31,6 +33,7 @@ State: TypeAlias = (
     | identity.Token
     | identity.Secret
     | identity.ResourceCredit
+    | Ledger
 )
 
 STATE_TYPES: dict[str, type[State]] = {
@@ -46,6 +49,7 @@ STATE_TYPES: dict[str, type[State]] = {
     "Token": identity.Token,
     "Secret": identity.Secret,
     "ResourceCredit": identity.ResourceCredit,
+    "Ledger": Ledger,
 }
 
 
@@ -277,6 +281,22 @@ def _token_revoked(state: Any, event: ev.Event) -> None:
     state.spec.revoked = True
 
 
+def _period_settled(state: Any, event: ev.Event) -> None:
+    settled, spec = event.period_settled, state.spec
+    spec.starts_at.CopyFrom(settled.starts_at)
+    spec.ends_at.CopyFrom(settled.ends_at)
+    spec.settled_until.CopyFrom(settled.until)
+    spec.settled_revision = settled.revision
+    if settled.lines:
+        lines = to_messages(merged(spec.lines, settled.lines))
+        del spec.lines[:]
+        spec.lines.extend(lines)
+
+
+def _credit_notice(state: Any, event: ev.Event) -> None:
+    state.status.credits.CopyFrom(event.credit_notice)
+
+
 def _removed(state: Any, event: ev.Event) -> None:
     """The stream ends. The last state stays as it was, for `describe` of what is gone."""
     if isinstance(state, Container):
@@ -319,5 +339,7 @@ _HANDLERS: dict[str, Callable[[Any, ev.Event], None]] = {
     "secret_applied": _secret_applied,
     "token_issued": _token_issued,
     "token_revoked": _token_revoked,
+    "period_settled": _period_settled,
+    "credit_notice": _credit_notice,
     "removed": _removed,
 }

@@ -53,7 +53,7 @@ APPLIED: dict[str, Kind] = {
 # Kinds that PWM itself writes, from what agents report or from other resources.
 OBSERVED = ("Container", "GPU", "CPU", "Bind", "Event")
 # Kinds that only permissions name.
-PERMISSION_ONLY = ("Cluster", "Token")
+PERMISSION_ONLY = ("Cluster", "Token", "Credit", "Ledger")
 
 SYNONYMS = {"workspace": "Group"}
 

@@ -17,29 +17,35 @@ import grpc
 
 from pwm.api.v1.common_pb2 import Reason
 from pwm.api.v1.identity_pb2 import Secret
+from pwm.api.v1.node_pb2 import Node
 from pwm.api.v1.services_pb2 import ApplyRequest, ApplyResponse, ApplyResult, Problem
-from pwm.api.v1.workload_pb2 import Workload, WorkloadStatus
+from pwm.api.v1.workload_pb2 import ContainerSpec, Workload, WorkloadStatus
 from pwm.controlplane.auth import Authorizer, Principal
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import Commands, NameInUse
 from pwm.controlplane.context import CallContext
 from pwm.controlplane.core.decide import Change, Refusal, apply_resource, apply_workload, replica_count
+from pwm.controlplane.core.ledger import devices_of
 from pwm.controlplane.core.limits import OVER_CODES, REACHED_CODES, What
 from pwm.controlplane.core.manifest import Parsed
 from pwm.controlplane.core.reconcile import reconcile
 from pwm.controlplane.core.scheduling.cluster import Cluster
 from pwm.controlplane.core.scheduling.explain import explain
-from pwm.controlplane.core.scheduling.plan import plan
+from pwm.controlplane.core.scheduling.plan import Placement, plan
 from pwm.controlplane.core.scheduling.queue import Waiting
 from pwm.controlplane.core.targets import kept
+from pwm.controlplane.delivery.courier import NoticeSettings
 from pwm.controlplane.errors import ApiError
 from pwm.controlplane.services.manifests import locate, read_request
+from pwm.controlplane.services.notices import warn_unsent
 from pwm.controlplane.services.secrets import SecretApplier
 from pwm.controlplane.services.using import check_use
 from pwm.controlplane.sight import Sight
 from pwm.controlplane.store.commits import ReceiptWrite
 from pwm.controlplane.store.errors import AlreadyAnswered
+from pwm.controlplane.treasury import Treasury
 from pwm.controlplane.view import View
+from pwm.quantity import format_credits
 
 # Where a document asks for what no node has.
 _ASKED_IN = {
@@ -64,10 +70,14 @@ class Applier:
         cluster: Cluster,
         authorizer: Authorizer,
         secrets: SecretApplier,
+        treasury: Treasury,
         clock: Clock,
+        notices: NoticeSettings | None = None,
     ) -> None:
+        self._notices = notices
         self._view = view
         self._secrets = secrets
+        self._treasury = treasury
         self._commands = commands
         self._cluster = cluster
         self._authorizer = authorizer
@@ -93,7 +103,9 @@ class Applier:
         for document, result in zip(parsed, results, strict=True):
             if isinstance(document, Parsed) and result.outcome in (ApplyResult.CREATED, ApplyResult.CONFIGURED):
                 await asyncio.sleep(0)  # half a millisecond for each: others go on meanwhile
-                self._warn_in_vain(document, result, principal)
+                if not self._warn_of_credits(document, result, principal):
+                    self._warn_in_vain(document, result, principal)
+                warn_unsent(document.message, result, settings=self._notices, caller=principal.user)
                 if isinstance(document.message, Workload):
                     self._secrets.warn_absent(document.message, result)
         await locate(readings, results)
@@ -193,6 +205,16 @@ class Applier:
         done = await self._commands.run(decide, actor=principal.actor, receipt=receipt, answer=result.SerializeToString)
         return done.revision
 
+    def _warn_of_credits(self, parsed: Parsed, result: ApplyResult, principal: Principal) -> bool:
+        """Say that credits are low or spent. True: nothing of it starts."""
+        if not isinstance(parsed.message, Workload):
+            return False
+        said, denied = self._treasury.remark(self._as_applied(parsed.message, principal))
+        if said:
+            message = f"it is DENIED: {said}" if denied else f"credits are low: {said}"
+            result.warnings.add(message=message, next_step="pwm credits says what is left and what devices cost")
+        return denied
+
     def _warn_in_vain(self, parsed: Parsed, result: ApplyResult, principal: Principal) -> None:
         """Say at once when a workload waits for something that no node has, or that it may not have: a node may join
         and a limit may be raised, but a typo is likelier."""
@@ -245,17 +267,31 @@ class Applier:
         workload = self._as_applied(parsed.message, principal)
         replicas = range(replica_count(workload.spec))
         waiting = [Waiting(workload=workload, replica=replica, attempt=1, since_ms=now_ms) for replica in replicas]
+        denied = self._treasury.denial(workload)
+        if denied is not None:
+            result.prediction = f"would be DENIED: {denied.message}"
+            return
         planned = plan(self._cluster, waiting, now_ms=now_ms, seed=0)
         nodes = sorted({placement.node for placement in planned.placements})
         if not waiting:
             result.prediction = "would have no replica"
         elif len(planned.placements) == len(waiting):
-            result.prediction = f"would start now on {_few(nodes)}"
+            result.prediction = f"would start now on {_few(nodes)}" + self._priced(planned.placements)
         else:
             reason = next(iter(planned.refusals.values())).reason.message
             started = len(planned.placements)
             some = f"{started} of {len(waiting)} would start now on {_few(nodes)}, the others " if started else ""
             result.prediction = f"{some}would wait: {reason}"
+
+    def _priced(self, placements: Sequence[Placement]) -> str:
+        """What they cost an hour where they would go; nothing if they cost nothing."""
+        hourly_micro = 0
+        for placement in placements:
+            node: Node | None = self._view.by_name("Node", placement.node)
+            if node is not None:
+                spec = ContainerSpec(gpu_uuids=placement.gpu_uuids, resources=placement.resources)
+                hourly_micro += self._treasury.price_of(devices_of(spec, node.status.inventory))
+        return f", for {format_credits(hourly_micro)} credits an hour" if hourly_micro else ""
 
 
 def _receipt(principal: Principal, key: str, number: int) -> ReceiptWrite | None:

@@ -8,8 +8,11 @@ from pwm.api.v1.events_pb2 import Event
 from pwm.api.v1.node_pb2 import NodeStatus
 from pwm.api.v1.workload_pb2 import WorkloadStatus
 from pwm.controlplane.core import idle
+from pwm.controlplane.core.credits import notice_said
+from pwm.controlplane.core.ledger import UNITS_PER_MICRO, cost_units, merged
 from pwm.controlplane.core.limits import OVER_CODES
 from pwm.enums import value_name
+from pwm.quantity import format_credits
 
 
 def line(event: Event) -> str:
@@ -34,15 +37,15 @@ def said(event: Event) -> str:
             return f"should {word}" + _because(desired.reason)
         case "workload_restarted":
             return "restarted"
+        case "workload_held_back":
+            reason = event.workload_held_back.reason
+            return ("denied" if reason.code in OVER_CODES else "waits") + _because(reason)
         case "workload_idle_warned":
             return idle.warned_said(event.workload_idle_warned)
         case "workload_kept":
             return idle.kept_said(event.workload_kept)
         case "workload_idle_over":
             return idle.over_said(event.workload_idle_over)
-        case "workload_held_back":
-            reason = event.workload_held_back.reason
-            return ("denied" if reason.code in OVER_CODES else "waits") + _because(reason)
         case "container_placed":
             return f"placed on {event.container_placed.spec.node}"
         case "container_reported":
@@ -58,6 +61,13 @@ def said(event: Event) -> str:
         case "node_phase_changed":
             change = event.node_phase_changed
             return value_name(NodeStatus.Phase.Name, change.phase).lower().replace("_", " ") + _because(change.reason)
+        case "period_settled":
+            settled = event.period_settled
+            until = datetime.fromtimestamp(settled.until.seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+            credits = format_credits(cost_units(merged(settled.lines)) // UNITS_PER_MICRO)
+            return f"{credits} credits used" if settled.lines else f"settled until {until}"
+        case "credit_notice":
+            return notice_said(event.credit_notice)
         case "removed":
             return "removed" + _because(event.removed.reason)
         case "token_issued" | "token_revoked" | None:

@@ -45,6 +45,12 @@ NEEDS: dict[str, tuple[str, str]] = {
     "TokenService.CreateToken": ("token", "User"),
     "TokenService.ListTokens": ("token", "User"),
     "TokenService.RevokeTokens": ("token", "User"),
+    "CreditService.GetCredits": ("get", "User"),
+    "CreditService.GetGroupCredits": ("get", "Credit"),
+    "CreditService.GetReport": (ANYBODY, ""),
+    "CreditService.ExplainReport": (ANYBODY, ""),
+    "NoticeService.GetNotices": (ANYBODY, ""),
+    "NoticeService.SetNotices": (ANYBODY, ""),
     "AdminService.Can": ("get", "User"),
     "AdminService.GetStatus": ("get", "Cluster"),
     "AdminService.Verify": ("validate", "Cluster"),
@@ -57,6 +63,8 @@ NEEDS: dict[str, tuple[str, str]] = {
 }
 WORK = ("Workload", "Container", "Bind", "Event")
 THINGS = ("Volume", "Secret")
+# Of a group, and no resource.
+FIGURES = ("Credit",)
 MACHINES = ("Node", "GPU", "CPU", "Storage")
 PEOPLE = ("Zone", "Group", "User", "Role", "ResourceCredit", "Cluster")
 KINDS = (*WORK, *THINGS, *MACHINES, *PEOPLE[:-1])
@@ -92,7 +100,7 @@ NAMES = {
     "ResourceCredit": ("A100", "A100"),
 }
 # Of these rpcs an answer says that the caller was let in, whatever it is: no agent is connected, nothing is in doubt,
-# no other replica is there, and what is to be deleted is in use.
+# no other replica is there, what is to be deleted is in use, who joins shows no key, and authorities are limited.
 MAY_FAIL = {
     "WorkloadService.Logs", "TokenService.RevokeTokens", "AdminService.AcceptRestore", "AdminService.Drill",
     "ResourceService.Delete", "SystemService.Join", "AdminService.RotateAuthority",
@@ -173,7 +181,7 @@ def _cell(rpc: str, method: MethodDescriptor, verb: str, kind: str, *, hidden: b
         path = path.replace(f"{{{key}}}", str(given.pop(key)).replace(":", "%3A"))
     query = () if rule.body else tuple((key, str(value).lower() if value is True else value) for key, value in
                                        given.items())  # fmt: skip
-    in_group = kind in (*WORK, *THINGS)
+    in_group = kind in (*WORK, *THINGS, *FIGURES)
     return Cell(
         rpc=rpc,
         method=way.upper(),
@@ -212,7 +220,7 @@ def holds(caller: str, verb: str, kind: str, group: str) -> bool:
     work, things, other_work, other_things, machines, people = (part.split() for part in GIVEN[caller])
     if kind in WORK:
         held = other_work if group == OTHER else work
-    elif kind in THINGS:
+    elif kind in (*THINGS, *FIGURES):
         held = other_things if group == OTHER else things
     else:
         held = machines if kind in MACHINES else people

@@ -17,8 +17,10 @@ from prometheus_client import CollectorRegistry
 
 from pwm.api.v1 import services_pb2 as api
 from pwm.controlplane.auth import Authorizer, Principal
+from pwm.controlplane.books import Books
 from pwm.controlplane.bootstrap import ADMIN, Bootstrap
 from pwm.controlplane.clock import Clock
+from pwm.controlplane.core.credits import DEFAULT_POLICY
 from pwm.controlplane.core.nodes import Contact
 from pwm.controlplane.core.scheduling.cluster import Cluster
 from pwm.controlplane.errors import ApiError
@@ -32,6 +34,7 @@ from pwm.controlplane.services.manifests import MAX_DOCUMENTS, locate, read_requ
 from pwm.controlplane.services.resources import ResourceService
 from pwm.controlplane.services.secrets import SecretApplier
 from pwm.controlplane.services.system import SystemService
+from pwm.controlplane.treasury import Treasury
 from tests.unit.controlplane.conftest import Plane
 
 HELLO = """\
@@ -74,12 +77,14 @@ async def server(plane: Plane) -> AsyncIterator[Server]:
     )
     principal = Principal(user=plane.view.by_name("User", ADMIN))
     authorizer, cluster = Authorizer(plane.view), Cluster()
+    treasury = Treasury(books=Books(view=plane.view, clock=clock, policy=DEFAULT_POLICY), view=plane.view)
     applier = Applier(
         view=plane.view,
         commands=plane.commands,
         cluster=cluster,
         authorizer=authorizer,
         secrets=SecretApplier(view=plane.view, secrets=plane.secrets),
+        treasury=treasury,
         clock=clock,
     )
     resources = ResourceService(
@@ -103,7 +108,7 @@ async def server(plane: Plane) -> AsyncIterator[Server]:
     gateway = Gateway(
         services=[
             (by_name["ResourceService"], resources),
-            (by_name["SystemService"], SystemService(clock, authorizer, joining, accounts)),
+            (by_name["SystemService"], SystemService(clock, authorizer, joining, accounts, treasury)),
         ],
         authenticate=authenticate,
         authorize=authorizer.check_call,
