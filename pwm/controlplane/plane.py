@@ -29,6 +29,7 @@ from pwm.controlplane.controllers.credits import CreditController
 from pwm.controlplane.controllers.idle import IdleController
 from pwm.controlplane.controllers.nodes import NodeController
 from pwm.controlplane.controllers.notices import NoticeController
+from pwm.controlplane.controllers.secrets import keep_sealed
 from pwm.controlplane.controllers.tokens import forget_tokens
 from pwm.controlplane.controllers.workloads import WorkloadController
 from pwm.controlplane.core.credits import DEFAULT_POLICY, CreditPolicy
@@ -249,6 +250,7 @@ class ControlPlane:
             if self._courier is not None:
                 group.create_task(self._notices(self._courier, fence).run())
             group.create_task(keep_retention(Retention(self.kv, self.store), clock=self.clock, fence=fence))
+            group.create_task(keep_sealed(self.secrets))
             group.create_task(
                 keep_audit(self.kv, keys=self._keys, clock=self.clock, fence=fence, kept_ms=self._audit_kept_ms)
             )

@@ -5,6 +5,8 @@ for what a container needs. Each is sealed for one version of one Secret. So nob
 container the value of another secret, or an old one that was replaced because it had become known.
 """
 
+import structlog
+
 from pwm.api.v1.agent_pb2 import ContainerSecrets
 from pwm.api.v1.identity_pb2 import Secret, SecretValues
 from pwm.api.v1.store_pb2 import Sealed
@@ -15,6 +17,8 @@ from pwm.controlplane.store.commits import StreamId
 from pwm.controlplane.store.eventstore import EventStore
 from pwm.controlplane.store.kv import KV, Compare, Put, Target
 from pwm.controlplane.view import View
+
+log = structlog.get_logger(__name__)
 
 KIND = "Secret"
 # What every replica of a cluster can open, or has another key.
@@ -72,6 +76,28 @@ class Secrets:
         except CannotOpen as error:
             raise SecretsClosed(f"the values of secret {secret.metadata.name} cannot be read: {error}") from error
         return sealed.version, SecretValues.FromString(plain)
+
+    async def reseal(self) -> int:
+        """Seal everything with the first key that another has sealed; how much that was. Raises KVError.
+
+        Who has changed a Secret meanwhile has sealed it anew anyhow.
+        """
+        done = 0
+        for secret in list(self._view.all(KIND)) if self._key is not None else ():
+            stream = StreamId(KIND, secret.metadata.uid)
+            old = await self._store.sealed(stream)
+            sealed = Sealed.FromString(old or b"")
+            if old is None or not self._open_key.outdated(sealed.value):
+                continue
+            context = _context(secret.metadata.uid, sealed.version)
+            try:
+                plain = self._open_key.decrypt(sealed.value, context)
+            except CannotOpen as error:
+                log.error("a secret is left as it is", group=secret.metadata.group, why=str(error))
+                continue
+            sealed.value = self._open_key.encrypt(plain, context)
+            done += await self._store.replace_sealed(stream, old=old, new=sealed.SerializeToString())
+        return done
 
     async def given_to(self, container: Container) -> ContainerSecrets:
         """What a container is given, or why it gets nothing. Raises SecretsClosed, KVError."""

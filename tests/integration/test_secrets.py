@@ -7,6 +7,7 @@ that PWM keeps or says, in every form in which it could be there.
 import asyncio
 import base64
 import json
+import re
 import secrets
 import subprocess
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
+import aiohttp
 import pytest
 
 from pwm.controlplane.store.etcd import EtcdKV
@@ -23,6 +25,7 @@ from tests.pwm_cluster import PwmCluster, eventually, manifest
 
 pytestmark = [pytest.mark.etcd, pytest.mark.docker]
 
+PAGE = (Path(__file__).parents[2] / "docs" / "secrets.md").read_text()
 # What is long enough to be nowhere by chance.
 TOKEN = f"planted-token-{secrets.token_hex(12)}"
 FILE = f"planted-file-{secrets.token_hex(12)}"
@@ -108,6 +111,9 @@ def test_planted_secrets_are_found_nowhere(pwm: PwmCluster) -> None:
         content = (result.out + result.err).encode()
         assert_clean(words, content)
         said += content
+    for path in ASKED:
+        said += (answer := asyncio.run(ask(pwm, path)))
+        assert_clean(path, answer)
     assert said.count(b"s1") > 20
     assert b"TOKEN=(secret)" in said, "inspect says which variable it is"
     for path in (path for path in pwm.directory.rglob("*") if path.is_file()):
@@ -125,6 +131,21 @@ SAID = [
     ("events", "-A"), ("events", "-A", "-o", "json"), ("why", "wk", "docker"), ("why", "wk", "docker", "-o", "json"),
     ("inspect", "wk", "docker"), ("inspect", "wk", "process"), ("top", "wk", "docker"), ("top", "wk", "process"),
 ]  # fmt: skip
+
+
+ASKED = [
+    "/v1/resources/Secret/s1", "/v1/resources/Secret?group=users", "/v1/workloads/docker/inspect", "/metrics",
+    "/v1/resources/Event?allGroups=true", "/v1/resources/Workload/docker",
+]  # fmt: skip
+
+
+async def ask(pwm: PwmCluster, path: str) -> bytes:
+    headers = {"Authorization": f"Bearer {pwm.cli_environment['PWM_TOKEN']}"}
+    url = f"http://{pwm.replicas[0].http}{path}"
+    async with aiohttp.ClientSession(headers=headers) as session, session.get(url) as answer:
+        content = await answer.read()
+    assert answer.status == 200, (path, content)
+    return content
 
 
 async def everything_in_etcd(pwm: PwmCluster) -> list[tuple[bytes, bytes]]:
@@ -165,7 +186,7 @@ def test_what_refers_to_a_missing_secret_waits_and_says_so(pwm: PwmCluster) -> N
 
 def test_a_private_image_is_pulled_with_the_login_of_a_secret(pwm: PwmCluster) -> None:
     with registry() as address:
-        apply_secret(pwm, "hub", registry={"server": address, "username": USERNAME, "password": PASSWORD})
+        apply_secret(pwm, "login", registry={"server": address, "username": USERNAME, "password": PASSWORD})
         document = json.loads(manifest("pulls", "exit 0", image=f"{address}/private").rstrip("-\n"))
         document["spec"]["config"]["restartPolicy"] = "Never"
         document["spec"]["config"]["cmd"] = ["/bin/busybox", "true"]
@@ -173,13 +194,13 @@ def test_a_private_image_is_pulled_with_the_login_of_a_secret(pwm: PwmCluster) -
         pwm.ok("apply", "-f", "-", input=json.dumps(document | {"metadata": {"name": "barred"}}))
         pwm.until("barred", "CRASHED")
         assert "registrySecret" in pwm.ok("why", "wk", "barred")
-        document["spec"]["image"]["registrySecret"] = "hub"
+        document["spec"]["image"]["registrySecret"] = "login"
         pwm.ok("apply", "-f", "-", input=json.dumps(document))
         pwm.until("pulls", "EXITED")
-    shown = pwm.ok("get", "secret", "hub", "-o", "yaml")
+    shown = pwm.ok("get", "secret", "login", "-o", "yaml")
     assert address in shown
     assert_clean("the login", shown.encode())
-    assert f"login at {address}" in pwm.ok("get", "secret", "hub")
+    assert f"login at {address}" in pwm.ok("get", "secret", "login")
 
 
 @contextmanager
@@ -213,6 +234,22 @@ def test_a_secret_that_is_deleted_is_gone_with_its_values(pwm: PwmCluster) -> No
 
 async def sealed(pwm: PwmCluster) -> list[tuple[bytes, bytes]]:
     return [(key, value) for key, value in await everything_in_etcd(pwm) if b"/sealed/" in key]
+
+
+def test_the_page_about_secrets_is_true(pwm: PwmCluster, tmp_path: Path) -> None:
+    """Its files are written, and what stands behind each $ is done and says what stands below it."""
+    for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL):
+        name = re.match(r"# (\S+)\n", block)
+        assert name is not None, block
+        (tmp_path / name[1]).write_text(block.replace("image: busybox", "image: pwm-demo/busybox"))
+    for block in re.findall(r"```console\n(.*?)```", PAGE, re.DOTALL):
+        for command in block.removeprefix("$ pwm ").split("\n$ pwm "):
+            words, *lines = command.strip().split("\n")
+            said = pwm.ok(*(str(tmp_path / word) if word.endswith(".yaml") else word for word in words.split()))
+            assert all(line in said for line in lines), (words, said)
+        # With the value of the first block it sleeps, with the one of the second it ends at once.
+        pwm.until("train", "RUNNING" if "restart" not in block else "CRASHED")
+    pwm.ok("apply", "--dry-run", "-f", str(tmp_path / "login.yaml"))
 
 
 def test_a_controller_with_another_key_does_not_start(pwm: PwmCluster, tmp_path: Path) -> None:

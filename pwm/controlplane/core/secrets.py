@@ -18,9 +18,14 @@ from pwm.api.v1.identity_pb2 import RegistryLogin, Secret, SecretSpec, SecretVal
 from pwm.api.v1.services_pb2 import ApplyResult
 from pwm.api.v1.workload_pb2 import ContainerSpec, SecretKey, Workload
 from pwm.controlplane.core.decide import Payload, Refusal
+from pwm.controlplane.core.scheduling.spec import image_reference
 
 # Where files go unless a workload says otherwise.
 DEFAULT_FOLDER = "/run/secrets"
+
+# The registry of images that name none, and its other names.
+HUB = "docker.io"
+_HUBS = dict.fromkeys(("index.docker.io", "registry-1.docker.io", "hub.docker.com"), HUB)
 
 # (group, name) of a Secret, and the key in it; "" for all of them.
 Reference = tuple[str, str, str]
@@ -101,9 +106,27 @@ def missing(workload: Workload, find: Find) -> Missing | None:
             return Missing(field, _not_there(f"there is no secret {name} in group {group}"))
         if key and key not in secret.spec.data:
             return Missing(field, _not_there(f"the secret {name} has no key {key}"))
-        if field == "spec.image.registrySecret" and not secret.spec.registry.server:
-            return Missing(field, _not_there(f"the secret {name} has no login for a registry"))
+        if field == "spec.image.registrySecret":
+            why = no_login_for(image_reference(workload.spec.image), secret)
+            if why:
+                return Missing(field, _not_there(why))
     return None
+
+
+def no_login_for(image: str, secret: Secret) -> str:
+    """Why a secret is no help in pulling an image; "" if it is. A login goes to its own registry and to no other."""
+    name, server = secret.metadata.name, secret.spec.registry.server
+    if not server:
+        return f"the secret {name} has no login for a registry"
+    wanted, known = _registry_of(image), _HUBS.get(server, server)
+    return "" if wanted == known else f"the secret {name} has a login at {known}, and {image} comes from {wanted}"
+
+
+def _registry_of(image: str) -> str:
+    """As Docker reads it: what comes before the first slash, if it looks like a host."""
+    first, slash, _ = image.partition("/")
+    host = first if slash and ("." in first or ":" in first or first == "localhost") else HUB
+    return _HUBS.get(host, host)
 
 
 # ---- what a container is given
@@ -138,8 +161,8 @@ def given_to(
         folder.files.update(values.data)
     if spec.HasField("registry_secret"):
         secret, values = found[spec.registry_secret.group or group, spec.registry_secret.name]
-        if not values.password:
-            why = f"the secret {secret.metadata.name} has no login for a registry"
+        why = no_login_for(spec.image, secret)
+        if why:
             return ContainerSecrets(refused=_not_there(why))
         given.registry.CopyFrom(
             RegistryLogin(server=secret.spec.registry.server, username=values.username, password=values.password)

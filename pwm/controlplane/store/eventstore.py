@@ -39,7 +39,7 @@ from pwm.controlplane.store.commits import (
 from pwm.controlplane.store.following import PROOF_INTERVAL_S, follow
 from pwm.controlplane.store.groupcommit import APPEND_TIMEOUT_S, GroupCommit
 from pwm.controlplane.store.keys import Keys
-from pwm.controlplane.store.kv import KV, PAGE_KEYS, KeyValue, prefix_end
+from pwm.controlplane.store.kv import KV, PAGE_KEYS, Compare, KeyValue, Put, Target, prefix_end
 from pwm.controlplane.store.prepared import Prepared, prepare
 
 __all__ = [
@@ -232,6 +232,18 @@ class EventStore:
         """What is kept beside the stream, as it was written with one of its versions. Raises KVError."""
         page = await self._kv.range(self.keys.sealed(stream))
         return page.kvs[0].value if page.kvs else None
+
+    async def replace_sealed(self, stream: StreamId, *, old: bytes, new: bytes) -> bool:
+        """Write what is kept beside a stream in another form, unless somebody has changed it meanwhile.
+
+        Raises KVError.
+        """
+        key = self.keys.sealed(stream)
+        page = await self._kv.range(key)
+        if not page.kvs or page.kvs[0].value != old:
+            return False
+        same = Compare(key, Target.MOD, page.kvs[0].mod_revision)
+        return (await self._kv.txn([same], [Put(key, new)])).succeeded
 
     async def lookup_name(self, scope: str, group: str, name: str) -> StreamId | None:
         """Who holds a name."""
