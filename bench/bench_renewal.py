@@ -31,6 +31,8 @@ LINE_EVERY_S = 0.2
 CALL_EVERY_S = 0.5
 START_LIMIT_S = 120.0
 COUNTER = "i=0; while :; do echo $i; i=$((i+1)); sleep 0.2; done"
+# Other clusters may use the same engine.
+NAME = f"counter-{os.getpid()}"
 # When, as a share of the whole, and what.
 EVENTS = ((0.3, "rotate"), (0.5, "kill controller-2"), (0.7, "kill agent"), (0.85, "rotate"))
 
@@ -108,7 +110,7 @@ def running(folder: Path, life_s: float) -> Iterator[Up]:
             time.sleep(0.2)
         yield up
     finally:
-        up.pwm("delete", "wk", "counter", "--wait")
+        up.pwm("delete", "wk", NAME, "--wait")
         process.send_signal(signal.SIGINT)
         process.wait(60)
 
@@ -116,7 +118,7 @@ def running(folder: Path, life_s: float) -> Iterator[Up]:
 def follow(up: Up, lines: Gaps, stop: threading.Event) -> "subprocess.Popen[str]":
     """`pwm logs -f`, as a person has it open."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "pwm", "logs", "wk", "counter", "-f"],
+        [sys.executable, "-m", "pwm", "logs", "wk", NAME, "-f"],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=up.environment, text=True,
     )  # fmt: skip
 
@@ -171,7 +173,7 @@ def disturb(up: Up, what: str) -> None:
 def measure(minutes: float, life_s: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="pwm-renewal-") as name, running(Path(name), life_s) as up:
         workload = {
-            "apiVersion": "v1", "kind": "Workload", "metadata": {"name": "counter"},
+            "apiVersion": "v1", "kind": "Workload", "metadata": {"name": NAME},
             "spec": {"image": "pwm-demo/hello:latest", "config": {"cmd": ["sh", "-c", COUNTER]}},
         }  # fmt: skip
         assert up.pwm("run", "pwm-demo/hello:latest").returncode == 0, "the image is there"

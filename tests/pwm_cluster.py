@@ -52,6 +52,8 @@ class PwmCluster:
     fsync: bool = False
     # Their parts are controller, controller-2, controller-3, ...
     controllers: int = 1
+    # With TLS: how long certificates live.
+    certificate_life: str = ""
 
     def __post_init__(self) -> None:
         self.name = f"test-{secrets.token_hex(4)}"
@@ -83,13 +85,29 @@ class PwmCluster:
             f"--http={replica.http}",
             f"--agents={replica.agents}",
             f"--admin-token-file={self.directory}/admin-token",
-            f"--node-token-file={self.directory}/node-token",
             f"--cluster-key-file={self.directory}/cluster-key",
-            "--plaintext",
+            *self._controller_security(),
             "--log-level=debug",
         )
-        server = f"--server=http://{replica.http}"
+        server = f"--server={self.scheme}://{replica.http}"
         eventually(lambda: self.pwm("get", "node", server).code == 0, f"{part} answers", limit_s=START_LIMIT_S)
+
+    @property
+    def scheme(self) -> str:
+        return "https" if self.certificate_life else "http"
+
+    def _controller_security(self) -> list[str]:
+        if self.certificate_life:
+            return [f"--ca-file={self.directory}/ca.pem", f"--certificate-life={self.certificate_life}"]
+        return ["--plaintext", f"--node-token-file={self.directory}/node-token"]
+
+    def _agent_security(self) -> list[str]:
+        if not self.certificate_life:
+            return ["--plaintext", f"--node-token-file={self.directory}/node-token"]
+        file = self.directory / "join-token"
+        file.write_text(self.ok("admin", "join-token", "n1"))
+        joins = (f"--join=https://{replica.http}" for replica in self.replicas)
+        return [f"--join-token-file={file}", *joins]
 
     def replica(self, part: str) -> Replica:
         return next(replica for replica in self.replicas if replica.part == part)
@@ -99,8 +117,7 @@ class PwmCluster:
             "agent",
             "agent",
             f"--controllers={','.join(replica.agents for replica in self.replicas)}",
-            f"--node-token-file={self.directory}/node-token",
-            "--plaintext",
+            *self._agent_security(),
             f"--state-dir={self.directory}/agent",
             f"--cluster={self.name}",
             f"--docker-host={self.docker_host}",
@@ -176,8 +193,9 @@ class PwmCluster:
         token_file = self.directory / "admin-token"
         token = token_file.read_text().strip() if token_file.exists() else "none"
         kept = {k: v for k, v in os.environ.items() if not k.startswith("PWM_")}
-        servers = ",".join(f"http://{replica.http}" for replica in self.replicas)
-        return {**kept, "HOME": str(self.directory), "PWM_SERVER": servers, "PWM_TOKEN": token}
+        servers = ",".join(f"{self.scheme}://{replica.http}" for replica in self.replicas)
+        authorities = {"PWM_CA": f"{self.directory}/ca.pem"} if self.certificate_life else {}
+        return {**kept, "HOME": str(self.directory), "PWM_SERVER": servers, "PWM_TOKEN": token, **authorities}
 
     def pwm(self, *arguments: str, input: str | bytes | None = None, timeout_s: float = 60) -> Result:
         """Run `pwm` to its end."""

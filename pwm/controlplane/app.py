@@ -58,7 +58,7 @@ async def run(config: ControllerConfig, stop: asyncio.Event) -> None:
     replica = config.replica or f"{config.hostname}-{clock.new_id()[-6:]}"
     async with AsyncExitStack() as stack:
         kv = await stack.enter_async_context(
-            EtcdKV(config.etcd, credentials=_etcd_credentials(config), quota_of=Quotas())
+            EtcdKV(config.etcd, credentials=config.etcd_credentials, quota_of=Quotas())
         )
         keys = Keys(config.prefix.encode())
         credentials = _credentials(config, kv, keys, replica, clock) if config.tls else None
@@ -104,15 +104,6 @@ def _credentials(config: ControllerConfig, kv: EtcdKV, keys: Keys, replica: str,
         life_ms=config.certificate_life_ms,
         given=given,
     )
-
-
-def _etcd_credentials(config: ControllerConfig) -> grpc.ChannelCredentials | None:
-    if config.etcd_ca is None and config.etcd_cert is None:
-        return None
-    ca, certificate, key = (
-        file.read_bytes() if file is not None else None for file in (config.etcd_ca, config.etcd_cert, config.etcd_key)
-    )
-    return grpc.ssl_channel_credentials(ca, key, certificate)
 
 
 async def _run_loops(plane: ControlPlane, certified: asyncio.Event) -> None:
@@ -169,6 +160,7 @@ async def _serve(config: ControllerConfig, plane: ControlPlane, kv: EtcdKV, cert
             _write_authorities(config, credentials)
             server.add_secure_port(f"{config.agent_host}:{config.agent_port}", credentials.agents())
         else:
+            log.warning("no TLS: whoever is on the way can read and change what is said")
             server.add_insecure_port(f"{config.agent_host}:{config.agent_port}")
         await server.start()
         port = await gateway.start(config.http_host, config.http_port)
@@ -230,7 +222,7 @@ def main(config: ControllerConfig) -> int:
     except* store_errors.VersionRefused as refused:
         log.error("etcd refused", why=str(refused.exceptions[0]))
         code = 1
-    except* (CannotServe, ClusterKeyError) as error:
+    except* CannotServe as error:
         log.error("cannot serve with TLS", why=str(error.exceptions[0]))
         code = 1
     except* ClusterKeyError as unusable:

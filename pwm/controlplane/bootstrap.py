@@ -36,6 +36,24 @@ class Bootstrap:
         self._clock = clock
 
     async def run(self, *, admin_token_file: Path | None, node_token_file: Path | None) -> None:
+        """What a controller does at each start."""
+        await self._first_things()
+        if admin_token_file is not None:
+            await self._token(admin_token_file, self._admin_token())
+        if node_token_file is not None:
+            await self._token(node_token_file, TokenSpec(node=ALL, description="made at the first start"))
+
+    async def first_admin(self) -> str:
+        """The token of the first admin, for whoever made it; empty when there was one already."""
+        return await self._issue(self._admin_token()) if await self._first_things() else ""
+
+    def _admin_token(self) -> TokenSpec:
+        admin: identity.User | None = self._view.by_name("User", ADMIN)
+        uid = admin.metadata.uid if admin is not None else ""
+        return TokenSpec(user=ADMIN, user_uid=uid, description="made at the first start")
+
+    async def _first_things(self) -> bool:
+        """Whether the first admin was made here and now."""
         everything = identity.Verbs(verbs=[ALL])
         firsts: list[tuple[str, str, Payload]] = [
             ("Zone", "default", ev.ZoneApplied()),
@@ -43,17 +61,11 @@ class Bootstrap:
             ("Role", ADMIN, ev.RoleApplied(spec=identity.RoleSpec(permission={ALL: everything}))),
             ("User", ADMIN, ev.UserApplied(spec=_admin())),
         ]
-        for kind, name, payload in firsts:
-            await self._ensure(kind, name, payload)
-        if admin_token_file is not None:
-            admin: identity.User | None = self._view.by_name("User", ADMIN)
-            uid = admin.metadata.uid if admin is not None else ""
-            spec = TokenSpec(user=ADMIN, user_uid=uid, description="made at the first start")
-            await self._token(admin_token_file, spec)
-        if node_token_file is not None:
-            await self._token(node_token_file, TokenSpec(node=ALL, description="made at the first start"))
+        made = [await self._ensure(kind, name, payload) for kind, name, payload in firsts]
+        return made[-1]
 
-    async def _ensure(self, kind: str, name: str, payload: Payload) -> None:
+    async def _ensure(self, kind: str, name: str, payload: Payload) -> bool:
+        """Whether it was made here and now."""
         uid = self._clock.new_id()
 
         def decide() -> list[Change]:
@@ -62,22 +74,26 @@ class Bootstrap:
             return [Change(kind, uid, name, "", None, (payload,))]
 
         try:
-            await self._commands.run(decide, actor=ACTOR)
+            return bool((await self._commands.run(decide, actor=ACTOR)).changes)
         except NameInUse:
             log.debug("made by another replica", kind=kind, name=name)
+            return False
 
     async def _token(self, file: Path, spec: TokenSpec) -> None:
         if file.exists():
             known = self._view.get("Token", token_uid(file.read_text().strip()))
             if known is not None and not known.spec.revoked:
                 return
+        write_private(file, await self._issue(spec) + "\n")
+        log.info("wrote a new token", file=str(file), user=spec.user, node=spec.node)
+
+    async def _issue(self, spec: TokenSpec) -> str:
         token = new_token()
         uid = token_uid(token)
         await self._commands.run(
             lambda: [Change("Token", uid, uid, "", None, (ev.TokenIssued(spec=spec),))], actor=ACTOR
         )
-        write_private(file, token + "\n")
-        log.info("wrote a new token", file=str(file), user=spec.user, node=spec.node)
+        return token
 
 
 def _admin() -> identity.UserSpec:

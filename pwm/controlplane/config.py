@@ -4,6 +4,8 @@ import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import grpc
+
 from pwm.controlplane.core.authorities import CERTIFICATE_LIFE_MS, check_life
 from pwm.controlplane.core.credits import DEFAULT_POLICY, CreditPolicy
 from pwm.controlplane.core.door import DoorLimits
@@ -105,7 +107,17 @@ class ControllerConfig:
 
     @property
     def tls(self) -> bool:
-        return self.cluster_key_file is not None and not self.plaintext
+        """Tokens of nodes are for agents without certificates: who asks for one wants no TLS."""
+        return not self.plaintext and self.node_token_file is None
+
+    @property
+    def etcd_credentials(self) -> grpc.ChannelCredentials | None:
+        """None: etcd without TLS. Raises OSError."""
+        if self.etcd_ca is None and self.etcd_cert is None:
+            return None
+        files = (self.etcd_ca, self.etcd_key, self.etcd_cert)
+        ca, key, certificate = (file.read_bytes() if file is not None else None for file in files)
+        return grpc.ssl_channel_credentials(ca, key, certificate)
 
     @property
     def http_scheme(self) -> str:

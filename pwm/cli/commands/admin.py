@@ -6,6 +6,7 @@ from pwm.cli import exit_codes
 from pwm.cli.command import CONNECTION, Argument, Command, Option, seconds
 from pwm.cli.commands.admin_ca import CA, JOIN_TOKEN
 from pwm.cli.commands.admin_can import CAN
+from pwm.cli.commands.admin_init import INIT
 from pwm.cli.commands.admin_restore import ACCEPT_RESTORE
 from pwm.cli.errors import CliError, UsageError
 
@@ -263,6 +264,7 @@ COMMANDS = {
             ),
             ACCEPT_RESTORE,
             CAN,
+            INIT,
             JOIN_TOKEN,
             CA,
             Command(

@@ -172,6 +172,11 @@ def controller(invocation: Invocation, **given: Any) -> int:
         config = ControllerConfig(**values)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    if config.tls and config.cluster_key_file is None:
+        raise UsageError(
+            "a controller needs a cluster key, the same as all others have",
+            next_step="--cluster-key-file FILE makes the first one; --plaintext goes without TLS.",
+        )
     return app.main(config)
 
 
@@ -186,7 +191,7 @@ def agent(invocation: Invocation, **given: Any) -> int:
     values["join_token"] = _token(values.pop("join_token_file", None), "PWM_JOIN_TOKEN")
     if "join" in values:
         values["join_at"] = values.pop("join")
-    # Without a word of certificates, a node token means what it always meant.
+    # A node token is of use where there are no certificates only.
     values["plaintext"] = values.get("plaintext", False) or bool(values["token"] and not values["join_token"])
     if "log_format" in values:
         values["log_json"] = values.pop("log_format") == "json"
@@ -207,7 +212,7 @@ def _token(file: Any, variable: str) -> str:
     import os
 
     if file is None:
-        return os.environ.get("PWM_NODE_TOKEN", "")
+        return os.environ.get(variable, "").strip()
     try:
         return str(file.read_text().strip())
     except (OSError, UnicodeDecodeError) as error:
