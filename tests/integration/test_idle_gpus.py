@@ -92,6 +92,7 @@ def test_who_does_not_use_a_gpu_is_warned_may_keep_it_and_is_stopped_with_the_ev
     status = pwm.workload("lazy")["status"]
     assert status["reason"]["code"] == "IDLE"
     assert "its GPU was not in use for" in status["reason"]["message"]
+    assert pwm.containers("lazy")[0]["status"]["reason"]["code"] == "IDLE"
     (stopped,) = [desired for desired in events(pwm, "lazy", "workloadDesired") if desired["desired"] == "STOP"]
     (gpu,) = stopped["idle"]["gpus"]
     assert (gpu["uuid"], gpu["container"], gpu["node"]) == (unused, "lazy.0.1", "n1")

@@ -99,13 +99,13 @@ def rule_for(spec: WorkloadSpec, policy: IdlePolicy) -> Rule | None:
     pause_ms = min((ms for ms in (own_ms, policy.pause_after_ms) if ms), default=0)
     if not pause_ms:
         return None
-    if spec.idle.warn_before:
-        warn_ms = parse_duration(spec.idle.warn_before)
+    if spec.idle.warn_before and pause_ms == own_ms:
+        warn_ms = min(parse_duration(spec.idle.warn_before), pause_ms)
     elif policy.warn_before_ms is not None and pause_ms == policy.pause_after_ms:
         warn_ms = policy.warn_before_ms
     else:
         warn_ms = min(5 * MINUTE_MS, pause_ms // WARN_SHARE)
-    return Rule(pause_ms, min(warn_ms, pause_ms))
+    return Rule(pause_ms, warn_ms)
 
 
 # ---- what is known
@@ -199,12 +199,6 @@ def judge(
 def keep(workload: Workload, containers: Iterable[Container], *, time_ms: int, now_ms: int) -> tuple[Payload, ...]:
     """Leave it alone for so long. Raises Refusal."""
     name = workload.metadata.name
-    if not SHORTEST_KEEP_MS <= time_ms <= LONGEST_KEEP_MS:
-        raise Refusal(
-            f"a workload is kept for 1 second to {LONGEST_KEEP_MS // HOUR_MS // 24} days, not for"
-            f" {format_duration(time_ms)}",
-            next_step=f"pwm keep wk {name} --for 4h",
-        )
     if workload.status.desired != WorkloadStatus.RUN:
         raise Refusal(
             f"workload {name} does not run any more, so there is nothing to keep",
@@ -262,12 +256,12 @@ def remark(workload: Workload, now_ms: int) -> Reason | None:
 def warned_said(event: WorkloadIdleWarned) -> str:
     """What the warning says, as an event."""
     unused = format_duration(event.evidence.unused_ms)
-    at = f", will be stopped at {_moment(event.stop_at.ToMilliseconds())} if that goes on"
-    return f"idle: {_subject_said(event.evidence)} in use for {unused}{_looks_said(event.evidence)}{at}"
+    at = f"to be stopped at {_moment(event.stop_at.ToMilliseconds())}"
+    return f"idle, {at}: {_subject_said(event.evidence)} in use for {unused}{_looks_said(event.evidence)}"
 
 
 def kept_said(event: WorkloadKept) -> str:
-    return f"kept until {_moment(event.until.ToMilliseconds())}, whether it uses its GPUs or not"
+    return f"kept until {_moment(event.until.ToMilliseconds())}"
 
 
 def over_said(event: WorkloadIdleOver) -> str:
@@ -296,7 +290,7 @@ def _gpu_said(gpu: GPUActivity) -> str:
     return (
         f"{gpu.uuid} of {gpu.container} on {gpu.node}: not in use for {format_duration(gpu.unused_ms)},"
         f" {_percent(gpu.utilization_max)} at most and {_percent(gpu.utilization_mean)} on average"
-        f" in {gpu.samples} looks{memory}"
+        f" in {_looks(gpu.samples)}{memory}"
     )
 
 
@@ -315,7 +309,11 @@ def _looks_said(evidence: IdleEvidence) -> str:
         return ""
     most = max(gpu.utilization_max for gpu in evidence.gpus)
     mean = sum(gpu.utilization_mean * gpu.samples for gpu in evidence.gpus) / looks
-    return f" (busy {_percent(most)} at most, {_percent(mean)} on average in {looks} looks)"
+    return f" (busy {_percent(most)} at most, {_percent(mean)} on average in {_looks(looks)})"
+
+
+def _looks(count: int) -> str:
+    return f"{count} look{'' if count == 1 else 's'}"
 
 
 def _percent(share: float) -> str:

@@ -87,7 +87,7 @@ def reconcile(workload: Workload | None, containers: Iterable[Container], *, now
             gap.removals = [c for attempts in by_replica.values() for c in attempts if _ended(c)]
         return gap
     if workload.status.desired in (WorkloadStatus.STOP, WorkloadStatus.PAUSE):
-        _end(gap, by_replica, Reason(code=Reason.STOPPED_BY_USER, message=_stopped_by(workload)))
+        _end(gap, by_replica, _stopped_because(workload))
         return gap
     _run(gap, workload, by_replica, now_ms)
     _forget_old_attempts(gap, by_replica)
@@ -177,6 +177,8 @@ def started_over(container: Container) -> bool:
         Reason.SCALED_DOWN,
         Reason.REPLACED,
         Reason.STOPPED_BY_USER,
+        Reason.IDLE,
+        Reason.OUT_OF_CREDITS,
         Reason.NODE_DRAINED,
     )
 
@@ -259,6 +261,9 @@ def _given_up(container: Container) -> bool:
     return container.status.phase in lifecycle.GIVEN_UP
 
 
-def _stopped_by(workload: Workload) -> str:
+def _stopped_because(workload: Workload) -> Reason:
+    """PWM itself says why; a user need not."""
+    if workload.status.HasField("desired_reason"):
+        return workload.status.desired_reason
     by = workload.status.desired_by.name
-    return f"stopped by {by}" if by else "stopped"
+    return Reason(code=Reason.STOPPED_BY_USER, message=f"stopped by {by}" if by else "stopped")

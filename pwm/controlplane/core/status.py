@@ -147,6 +147,8 @@ def workload_status(
         _running(status, workload, states, waiting)
     if status.phase == WorkloadStatus.RUNNING and remark is not None and not status.reason.ByteSize():
         status.reason.CopyFrom(remark)
+        # It runs because of a node, but that is not who is behind the remark.
+        status.ClearField("by")
     return status
 
 

@@ -26,7 +26,7 @@ from pwm.controlplane.core.decide import (
     scale_workload,
     stop_workload,
 )
-from pwm.controlplane.core.idle import DEFAULT_KEEP_MS, keep
+from pwm.controlplane.core.idle import DEFAULT_KEEP_MS, LONGEST_KEEP_MS, SHORTEST_KEEP_MS, keep
 from pwm.controlplane.errors import ApiError, conflict, invalid, not_found
 from pwm.controlplane.services.exec import ExecBridge
 from pwm.controlplane.services.explaining import Explainer
@@ -36,6 +36,7 @@ from pwm.controlplane.sight import Sight
 from pwm.controlplane.store.commits import ReceiptWrite
 from pwm.controlplane.store.errors import AlreadyAnswered
 from pwm.controlplane.view import View
+from pwm.quantity import format_duration
 
 Answer = TypeVar("Answer")
 
@@ -88,6 +89,11 @@ class WorkloadService:
 
     async def Keep(self, request: api.KeepRequest, context: CallContext) -> api.KeepResponse:
         time_ms = request.time.ToMilliseconds() if request.HasField("time") else DEFAULT_KEEP_MS
+        if not SHORTEST_KEEP_MS <= time_ms <= LONGEST_KEEP_MS:
+            raise invalid(
+                f"a workload is kept for 1 second to 7 days, not for {format_duration(time_ms)}",
+                next_step=f"pwm keep wk {request.name} --for 4h",
+            )
         now_ms = self._clock.now_ms()
         revision, _ = await self._change(
             request,

@@ -2,18 +2,24 @@
 
 from typing import Any
 
+import pytest
+
 from pwm.api.v1 import events_pb2 as ev
+from pwm.api.v1 import services_pb2 as api
 from pwm.api.v1.agent_pb2 import NodeUsage
 from pwm.api.v1.common_pb2 import Reason
 from pwm.api.v1.node_pb2 import GPUDevice, Inventory
 from pwm.api.v1.workload_pb2 import ContainerSpec, ContainerStatus, Workload, WorkloadSpec, WorkloadStatus
 from pwm.controlplane.clock import Clock
+from pwm.controlplane.context import CallContext
 from pwm.controlplane.controllers.idle import STALE_AFTER_S, IdleController
 from pwm.controlplane.core import idle
 from pwm.controlplane.core.decide import Change
 from pwm.controlplane.core.idle import MINUTE_MS, IdlePolicy
+from pwm.controlplane.errors import ApiError
+from pwm.controlplane.services.workloads import WorkloadService
 from pwm.controlplane.store.commits import Guard
-from tests.unit.controlplane.conftest import ACTOR, Plane
+from tests.unit.controlplane.conftest import ACTOR, Plane, add_user
 
 # A key that nobody writes: the fence of a leader who leads for ever.
 FENCE = Guard(b"/t/leader/never", create_revision=0)
@@ -134,3 +140,22 @@ async def test_what_an_agent_said_long_ago_is_no_evidence(plane: Plane) -> None:
     agents.say("n", uid, unused_ms=11 * MINUTE_MS)
     await watch.turn()
     assert idle.warning(workload(plane, "n"))
+
+
+async def test_who_keeps_a_workload_is_told_until_when_and_a_retry_does_not_make_it_longer(plane: Plane) -> None:
+    await run_on(plane, "n")
+    unused: Any = None
+    service = WorkloadService(
+        view=plane.view, commands=plane.commands, agents=unused, explainer=unused, logs=unused, bridge=unused,
+        authorizer=unused, clock=Clock(),
+    )  # fmt: skip
+    by_ann = CallContext(principal=await add_user(plane, "ann", {}), idempotency_key="k")
+    request = api.KeepRequest(name="on-n", group="g", time={"seconds": 3600})
+    first, again = [await service.Keep(request, by_ann) for _ in range(2)]
+    assert first == again
+    kept = workload(plane, "n")
+    assert (kept.metadata.version, kept.status.idle.kept_until) == (2, first.until)
+    for seconds in (0, 8 * 86_400):
+        request.time.seconds = seconds
+        with pytest.raises(ApiError, match="1 second to 7 days"):
+            await service.Keep(request, by_ann)

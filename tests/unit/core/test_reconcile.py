@@ -99,6 +99,13 @@ def test_stopping_stops_every_container_once() -> None:
     assert first.vacancies == []
 
 
+def test_containers_are_told_why_pwm_itself_stops_their_workload() -> None:
+    idle = Reason(code=Reason.IDLE, message="its GPU was not in use for 15m")
+    stopped = workload(desired=WorkloadStatus.STOP)
+    stopped.status.desired_reason.CopyFrom(idle)
+    assert [reason for _, reason in reconcile(stopped, [container(0)], now_ms=T0).stops] == [idle]
+
+
 def test_a_stopped_workload_is_not_started_again_by_its_policy() -> None:
     ended = container(phase=EXITED, exit_code=143, stop=Reason.STOPPED_BY_USER)
     assert reconcile(workload(desired=WorkloadStatus.STOP, restart_policy=ALWAYS), [ended], now_ms=T0).vacancies == []
