@@ -28,7 +28,15 @@ from pwm.nodeagent.drivers import docker_exec
 from pwm.nodeagent.drivers.docker_api import ApiError, DockerApi
 from pwm.nodeagent.drivers.docker_errors import create_error, start_error
 from pwm.nodeagent.drivers.docker_pull import Pulls
-from pwm.nodeagent.drivers.docker_spec import add_secrets, check, container_name, create_body, identity, masked
+from pwm.nodeagent.drivers.docker_spec import (
+    add_secrets,
+    check,
+    check_given,
+    container_name,
+    create_body,
+    identity,
+    masked,
+)
 from pwm.nodeagent.drivers.docker_stop import ignores_stop_signal
 from pwm.nodeagent.drivers.docker_usage import Cgroups
 from pwm.nodeagent.drivers.driver import (
@@ -186,6 +194,7 @@ class DockerDriver:
 
     async def create(self, assignment: Assignment, given: ContainerSecrets = NOTHING) -> str:
         check(assignment)
+        check_given(assignment.spec, given)
         name, image, spec = container_name(assignment), assignment.spec.image, assignment.spec
         body = create_body(assignment, node=self._node, cluster=self._cluster)
         user = spec.user if spec.HasField("user") else None

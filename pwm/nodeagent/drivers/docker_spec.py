@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pwm.api.v1.agent_pb2 import Assignment
+from pwm.api.v1.agent_pb2 import Assignment, ContainerSecrets
 from pwm.api.v1.common_pb2 import Reason
 from pwm.api.v1.workload_pb2 import ContainerSpec, Health, WorkloadSpec
 from pwm.nodeagent.drivers.driver import DriverError
@@ -66,6 +66,12 @@ def check(assignment: Assignment) -> None:
             f"This node's agent cannot mount volumes, and the workload wants {spec.volumes[0].name!r}; "
             "update the agent",
         )
+
+
+def check_given(spec: ContainerSpec, given: ContainerSecrets) -> None:
+    """Raises `DriverError` when something is missing: a container without its secrets must not run."""
+    if spec.secret_env.keys() - given.env.keys() or len(given.folders) < len(spec.secrets):
+        raise DriverError(Reason.SECRET_NOT_EXIST, "The container was not given all that its secrets hold")
 
 
 def create_body(assignment: Assignment, *, node: str, cluster: str) -> dict[str, Any]:

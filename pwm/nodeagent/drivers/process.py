@@ -138,6 +138,7 @@ class ProcessDriver:
 
     async def create(self, assignment: Assignment, given: ContainerSecrets = NOTHING) -> str:
         process_spec.check(assignment, allow_root=self._allow_root)
+        docker_spec.check_given(assignment.spec, given)
         secret_env = await asyncio.to_thread(self._keep_secrets, assignment, given)
         folder = self._root / assignment.uid
         folder.mkdir(exist_ok=True, mode=0o700)

@@ -8,9 +8,12 @@ import pytest
 
 from pwm.api.v1 import events_pb2 as ev
 from pwm.api.v1.agent_pb2 import NodeUsage
+from pwm.api.v1.credits_pb2 import PeriodSettled
 from pwm.api.v1.node_pb2 import NodeStatus
 from pwm.api.v1.workload_pb2 import WorkloadSpec
+from pwm.controlplane.books import part_uid
 from pwm.controlplane.core.decide import Change
+from pwm.controlplane.core.ledger import part_of
 from tests.unit.access.test_matrix import holds, of_nothing
 from tests.unit.access.world import (
     ALL,
@@ -224,6 +227,32 @@ async def test_what_a_workload_uses_its_owner_may_use(memberships: dict[str, Any
         assert [p["message"] for p in result.get("problems", [])] == ([refused] if refused else [])
 
 
+@pytest.mark.parametrize(
+    ("memberships", "group", "refused"),
+    [
+        ({}, OWN, f"ann may not use Secret in group {OWN}"),
+        ({OTHER: {"Secret": ["get", "apply"]}}, OTHER, f"ann may not use Secret in group {OTHER}"),
+        ({}, "pwm.resource", "ann may not use Secret in group pwm.resource"),
+        ({"pwm.resource": {"Secret": ["use"], "Node": ["use"]}}, "pwm.resource", ""),
+        ({OTHER: {"Secret": ["use"]}}, OTHER, ""),
+        ({ALL: {"Secret": ["use"]}}, OWN, ""),
+    ],
+)
+@pytest.mark.parametrize("way", ["variable", "files", "login"])
+async def test_a_secret_is_for_who_may_use_it(memberships: dict[str, Any], group: str, refused: str, way: str) -> None:
+    async with a_world() as world:
+        world.tokens["ann"] = await world.add_user("ann", {OWN: {"Workload": ["apply"]}, **memberships})
+        config: dict[str, Any] = {
+            "variable": {"env": {"A": {"secret": "s", "key": "k", "group": group}}},
+            "files": {"secrets": [{"name": "s", "group": group}]},
+        }.get(way, {})
+        image = {"image": "busybox"} | ({"registrySecret": {"name": "s", "group": group}} if way == "login" else {})
+        spec = {"image": image, "config": config}
+        document = {"kind": "Workload", "metadata": {"name": "w", "group": OWN}, "spec": spec}
+        (result,) = (await world.ask("ann", "POST", "/v1/apply", body={"documents": [document]})).json["results"]
+        assert [p["message"] for p in result.get("problems", [])] == ([refused] if refused else [])
+
+
 @pytest.mark.parametrize("what", ["restart", "scale"])
 async def test_who_may_no_longer_use_nodes_starts_nothing_more(what: str) -> None:
     async with a_world() as world:
@@ -278,3 +307,35 @@ async def test_can_answers_as_the_call_would_be() -> None:
             assert (answer.status, answer.json["message"]) == (400, said)
         missing = await world.ask("admin", "GET", "/v1/admin/can", query={"user": "x", "verb": "get", "kind": "Node"})
         assert missing.status == 404
+
+
+async def test_reports_are_of_oneself_and_of_groups_whose_figures_one_may_see() -> None:
+    async with a_world() as world:
+        week = world.plane.books.policy.week_of(world.plane.clock.now_ms())
+        for owner, group in (("member", OWN), (HIDDEN["user"], OTHER), ("reader", OTHER)):
+            settled = PeriodSettled()
+            settled.lines.add(owner=owner, group=group, product_name="A100", hourly_micro=1, device_us=10**10)
+            uid = part_uid(week, part_of(owner))
+            state = world.plane.view.get("Ledger", uid)
+            await world.commit(Change("Ledger", uid, uid, "", state, (settled,)))
+        query = {"by": ["user", "group"]}
+        seen = {}
+        for caller in CALLERS:
+            report = (await world.ask(caller, "GET", "/v1/report", query=query)).json
+            seen[caller] = {(row["user"], row["group"]) for row in report.get("rows", [])}
+            assert int(report.get("total", {}).get("deviceUs", 0)) == 10**10 * len(seen[caller])
+            explained = await world.ask(caller, "GET", "/v1/report/explain", query={"user": HIDDEN["user"]})
+            assert explained.status == 200
+            may = caller == "admin"
+            assert (int(explained.json.get("ledgerMicro", 0)) > 0) is may, "somebody reads what others have spent"
+        everything = {("member", OWN), (HIDDEN["user"], OTHER), ("reader", OTHER)}
+        assert seen == {
+            "member": {("member", OWN)},
+            "owner": {("member", OWN)},
+            # Of the other group it may see workloads, but not what they cost, except its own.
+            "reader": {("member", OWN), ("reader", OTHER)},
+            "keeper": set(),
+            "steward": set(),
+            "admin": everything,
+            "stranger": set(),
+        }
