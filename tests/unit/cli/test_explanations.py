@@ -224,9 +224,30 @@ def test_admin_verify_fails_when_something_differs(server: FakeServer, pwm: Pwm)
 
 
 def test_a_join_token_is_printed_alone(server: FakeServer, pwm: Pwm) -> None:
-    server.on("POST", "/v1/admin/node-tokens", {"token": "pwm_x"})
-    assert pwm("admin", "join-token", "n1", "--lifetime", "15m").out == "pwm_x\n"
+    answer = {"token": "pwmjoin.f.s", "controllers": ["a:4701", "b:4701"], "servers": ["https://a:4700"]}
+    server.on("POST", "/v1/admin/join-tokens", answer)
+    result = pwm("admin", "join-token", "n1", "--lifetime", "15m")
+    assert result.out == "pwmjoin.f.s\n"
     assert server.requests[0].body == {"node": "n1", "lifetime": "900s"}
+    how = "pwm agent --controllers a:4701,b:4701 --join https://a:4700 --join-token-file FILE --node n1"
+    assert result.err.splitlines()[-1].strip() == how
+
+
+def test_authorities_are_shown_by_their_fingerprints(server: FakeServer, pwm: Pwm) -> None:
+    new = {"name": "PWM authority 2", "fingerprint": "f2", "issuing": True, "expiresAt": "2036-01-01T00:00:00Z"}
+    old = {**new, "name": "PWM authority 1", "fingerprint": "f1", "issuing": False, "retiresAt": "2026-12-22T00:00:00Z"}
+    server.on("GET", "/v1/authorities", {"authorities": [new, old], "certificates": "PEM"})
+    assert [
+        line.split(";")[0].rpartition(" until")[0] or line.split(";")[0] for line in pwm("admin", "ca", "show").lines
+    ] == [
+        "f2  PWM authority 2: issues",
+        "f1  PWM authority 1: trusted",
+    ]
+    assert pwm("admin", "ca", "show", "-o", "pem").out == "PEM"
+    server.on("POST", "/v1/admin/authorities/rotate", {"authority": new, "old": old}, {"authority": new})
+    assert "learn of the new one by themselves" in pwm("admin", "ca", "rotate").err
+    assert "log in anew" in pwm("admin", "ca", "rotate", "--trust-old-for", "0s").err
+    assert [request.body for request in server.requests[-2:]] == [{}, {"trustOldFor": "0s"}]
 
 
 def test_times_are_read_with_any_number_of_digits() -> None:
