@@ -153,6 +153,8 @@ def _workload(root: Item, findings: Findings) -> None:
     idle, warn = _at(root, "spec.idle.pauseAfter"), _at(root, "spec.idle.warnBefore")
     if warn is not None and idle is None:
         findings.refuse(warn.path, f"{warn.path} needs spec.idle.pauseAfter", "write idle: {pauseAfter: 15m}")
+    if idle is not None and _at(root, "spec.selectors.gpu") is None:
+        findings.warn("spec.idle", "spec.idle is about GPUs that are not used, and the workload asks for none")
 
 
 def _environment(root: Item, findings: Findings, *, process: bool) -> None:

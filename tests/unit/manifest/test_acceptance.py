@@ -153,3 +153,10 @@ def test_a_workload_of_processes_needs_no_image() -> None:
         "spec": {"driver": "PWM.process", "config": {"cmd": "sleep 5"}},
     }
     assert parse(document).message.spec.driver == "pwm.process"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("gpu", "warned"), [({"count": 1}, []), (None, ["spec.idle"])])
+def test_a_rule_for_idle_gpus_is_pointless_without_gpus(gpu: dict[str, int] | None, warned: list[str]) -> None:
+    spec = {"image": "a", "idle": {"pauseAfter": "15m"}, "selectors": {"gpu": gpu} if gpu else {}}
+    result = parse({"kind": "Workload", "metadata": {"name": "w"}, "spec": spec})
+    assert [warning.field for warning in result.warnings] == warned
