@@ -1,6 +1,8 @@
 """What a GPU costs, through the whole of PWM: a fake NVML below the agent, a real Docker engine, real events."""
 
 import json
+import re
+import shlex
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -94,3 +96,33 @@ def _report(pwm: PwmCluster, *words: str) -> Any:
 
 def _spent(pwm: PwmCluster) -> int:
     return int(json.loads(pwm.ok("credits", "-o", "json"))["accounts"][0].get("spentMicro", 0))
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "credits.md"
+
+
+def test_the_page_on_credits_does_what_it_says(cluster: PwmCluster) -> None:
+    page = PAGE.read_text()
+    (manifest,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (shell,) = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    cluster.ok("apply", "-f", "-", input="kind: Group\nmetadata: {name: vision}\n")
+    cluster.ok("apply", "-f", "-", input=manifest)
+    commands = [shlex.split(line, comments=True)[1:] for line in shell.splitlines()]
+    assert len(commands) > 6
+    said = {" ".join(words): cluster.ok(*words) for words in commands}
+    assert "A100" in said["credits"]
+    assert said["credits --user ann"].splitlines()[1].split() == ["user", "ann", "0", "100", "100", "0"]
+    assert said["credits -g vision"].splitlines()[1].split() == ["group", "vision", "0", "400", "400", "0"]
+    assert "together 0 credits, as the ledger says" in said["report --explain"]
+
+
+def test_prices_are_listed_described_changed_and_deleted(cluster: PwmCluster) -> None:
+    price = {"credit": {"per": {"hour": 0.25}}}
+    cluster.ok("apply", "-f", "-", input=document("ResourceCredit", "RTX 4090", price))
+    assert "RTX 4090" in cluster.ok("get", "rc")
+    assert "0.25" in cluster.ok("describe", "rc", "RTX 4090")
+    price["credit"]["per"]["hour"] = 0.5
+    assert "configured" in cluster.ok("apply", "-f", "-", input=document("ResourceCredit", "RTX 4090", price))
+    assert ["RTX", "4090", "0.5"] in [line.split() for line in cluster.ok("credits").splitlines()]
+    cluster.ok("delete", "rc", "RTX 4090")
+    assert "RTX 4090" not in cluster.ok("credits")
