@@ -39,7 +39,7 @@ from pwm.controlplane.core.limits import GROUP, USER, Account
 from pwm.controlplane.core.nodes import DEFAULT_TIMES, NodeTimes
 from pwm.controlplane.core.scheduling.cluster import Cluster
 from pwm.controlplane.credentials import Credentials
-from pwm.controlplane.delivery.courier import Courier
+from pwm.controlplane.delivery.courier import Courier, NoticeSettings
 from pwm.controlplane.delivery.outbox import Outbox
 from pwm.controlplane.dispatcher.dispatcher import Dispatcher
 from pwm.controlplane.follower import Follower
@@ -66,6 +66,7 @@ from pwm.controlplane.services.exec import ExecBridge
 from pwm.controlplane.services.explaining import Explainer
 from pwm.controlplane.services.joining import Joining
 from pwm.controlplane.services.logs import LogReader
+from pwm.controlplane.services.notices import NoticeService
 from pwm.controlplane.services.resources import ResourceService
 from pwm.controlplane.services.restore import Restore
 from pwm.controlplane.services.secrets import SecretApplier
@@ -260,6 +261,10 @@ class ControlPlane:
                 )
             )
 
+    @property
+    def _notice_settings(self) -> NoticeSettings | None:
+        return self._courier.settings if self._courier is not None else None
+
     def _notices(self, courier: Courier, fence: Guard) -> NoticeController:
         return NoticeController(
             view=self.view,
@@ -379,6 +384,7 @@ class ControlPlane:
             cluster=self.cluster,
             authorizer=self.authorizer,
             secrets=SecretApplier(view=view, secrets=self.secrets),
+            notices=self._notice_settings,
             treasury=self.treasury,
             clock=clock,
         )
@@ -430,6 +436,7 @@ class ControlPlane:
                 clock=clock,
                 stale_since_ms=self.stale_since_ms,
             ),
+            "NoticeService": NoticeService(view=view, commands=self.commands, settings=self._notice_settings),
             "AdminService": self._admin_service(),
         }
         return [(services_pb2.DESCRIPTOR.services_by_name[name], servicer) for name, servicer in servicers.items()]

@@ -119,16 +119,22 @@ def eve(pwm: PwmCluster) -> str:
     return pwm.ok("token", "create", "--user", "eve", "-o", "name").strip()
 
 
-def run(pwm: PwmCluster, token: str, name: str, script: str, notify: dict[str, Any]) -> None:
-    config = {"cmd": ["sh", "-c", script], "memory": "32MiB"}
-    spec = {"image": "pwm-demo/busybox", "selectors": {"cpu": {"count": "50m"}}, "config": config, "notify": notify}
-    document = {"apiVersion": "v1", "kind": "Workload", "metadata": {"name": name}, "spec": spec}
+def ask(pwm: PwmCluster, token: str, *words: str, input: str = "") -> str:
     done = subprocess.run(
-        pwm.command("apply", "-f", "-"), input=json.dumps(document), env={**pwm.cli_environment, "PWM_TOKEN": token},
+        pwm.command(*words), input=input, env={**pwm.cli_environment, "PWM_TOKEN": token},
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "notify" not in done.stderr
+    assert "warning" not in done.stderr
+    return done.stdout
+
+
+def run(pwm: PwmCluster, token: str, name: str, script: str, notify: dict[str, Any]) -> None:
+    config = {"cmd": ["sh", "-c", script], "memory": "32MiB"}
+    spec = {"image": "pwm-demo/busybox", "selectors": {"cpu": {"count": "50m"}}, "config": config, "notify": notify}
+    document = {"apiVersion": "v1", "kind": "Workload", "metadata": {"name": name}, "spec": spec}
+    ask(pwm, token, "apply", "-f", "-", input=json.dumps(document))
 
 
 def verify(headers: dict[str, str], body: bytes) -> None:
@@ -196,3 +202,19 @@ def test_others_do_not_see_where_notices_go(pwm: PwmCluster, eve: str, webhook: 
     assert seen["spec"]["notify"]["to"] == ["http://***"]
     # What was seen can be applied again, and changes nothing.
     assert "unchanged" in pwm.ok("apply", "-f", "-", input=json.dumps(seen))
+
+
+def test_a_user_says_once_for_all_workloads_where_to_be_told(
+    pwm: PwmCluster, eve: str, webhook: tuple[Receiver, str]
+) -> None:
+    receiver, address = webhook
+    receiver.answer = 200
+    said = ask(pwm, eve, "notify", "set", "--on", "crashed,denied", "--to", address)
+    assert address in said
+    assert ask(pwm, eve, "notify") == said
+    assert KEY not in pwm.ok("get", "user", "eve", "-o", "yaml")
+    assert KEY not in pwm.ok("events", "user", "eve", "-o", "json")
+    run(pwm, eve, "any", "exit 4", {})
+    eventually(lambda: receiver.about("any"), "it is told of a workload that says nothing", limit_s=LIMIT_S)
+    assert "nowhere" not in said
+    assert "idle, credits" in ask(pwm, eve, "notify", "reset")

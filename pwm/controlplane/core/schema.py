@@ -27,6 +27,7 @@ MAX_ATTEMPTS = 1_000
 MAX_VOLUMES = 64
 MAX_SECRETS = 64
 MAX_ENTRIES = 1_024
+MAX_ADDRESSES = 16
 MAX_PRIORITY = 1_000
 MAX_PORT = 65_535
 SECOND_MS = 1_000
@@ -117,8 +118,8 @@ _READERS: dict[tuple[str, str], Reader] = {
     ("VolumeMount", "policy"): _POLICY,
     ("Idle", "pause_after"): fields.duration(60 * SECOND_MS, YEAR_MS),
     ("Idle", "warn_before"): fields.duration(SECOND_MS, YEAR_MS),
-    ("Notify", "on"): fields.list_of(fields.word(*KINDS), at_most=16, single=True),
-    ("Notify", "to"): fields.list_of(_address, at_most=16, single=True),
+    ("Notify", "on"): fields.list_of(fields.word(*KINDS), at_most=MAX_ADDRESSES, single=True),
+    ("Notify", "to"): fields.list_of(_address, at_most=MAX_ADDRESSES, single=True),
     ("NodeSpec", "labels"): _LABELS,
     ("NodeSpec", "zone"): fields.name,
     ("NodeSpec", "drivers"): fields.list_of(fields.word("pwm.docker", "pwm.process"), at_most=8, single=True),

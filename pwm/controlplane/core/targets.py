@@ -110,9 +110,16 @@ def hidden(message: Any) -> Any:
 
 
 def hidden_in_event(event: Event, viewer: str) -> Event:
-    """An event as somebody may see it: whole only for whoever did what it tells."""
+    """An event as somebody may see it. Whoever changes a workload of another's, or a user, keeps addresses that are not
+    shown to him: that he did it is no reason to see them."""
     payload = event.WhichOneof("payload")
-    if payload not in ("workload_applied", "user_applied") or event.actor.name == viewer:
+    if payload == "workload_applied":
+        whole = event.version == 1 and event.actor.name == viewer
+    elif payload == "user_applied":
+        whole = event.name == viewer
+    else:
+        return event
+    if whole:
         return event
     if not getattr(event, payload).spec.notify.to:
         return event

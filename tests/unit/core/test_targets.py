@@ -82,11 +82,19 @@ def test_only_a_user_sees_the_own_addresses() -> None:
     assert list(targets.hidden_from(user, "admin").spec.notify.to) == ["https://***"]
 
 
-def test_an_event_has_the_addresses_for_whoever_did_it() -> None:
-    applied = ev.Event(workload_applied=ev.WorkloadApplied(spec=workload(HOOK).spec), actor=Actor(name="eve"))
+def test_an_event_has_the_addresses_for_whoever_created_what_it_is_about() -> None:
+    applied = ev.Event(
+        workload_applied=ev.WorkloadApplied(spec=workload(HOOK).spec), actor=Actor(name="eve"), version=1
+    )
     assert targets.hidden_in_event(applied, "eve") is applied
     assert list(targets.hidden_in_event(applied, "ann").workload_applied.spec.notify.to) == ["https://***"]
     assert list(applied.workload_applied.spec.notify.to) == [HOOK]
+    applied.version, applied.actor.name = 2, "ann"
+    assert HOOK not in str(targets.hidden_in_event(applied, "ann"))
+    user = ev.Event(user_applied=ev.UserApplied(), name="eve", actor=Actor(name="admin"))
+    user.user_applied.spec.notify.to.append(HOOK)
+    assert HOOK not in str(targets.hidden_in_event(user, "admin"))
+    assert targets.hidden_in_event(user, "eve") is user
 
 
 def test_every_event_that_has_addresses_is_masked() -> None:
