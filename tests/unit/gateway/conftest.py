@@ -17,9 +17,17 @@ from pwm.api.v1 import resource_pb2
 from pwm.api.v1 import services_pb2 as s
 from pwm.api.v1.access_pb2 import Access
 from pwm.api.v1.agent_pb2 import STDERR, STDOUT, ExecOutput
+from pwm.api.v1.credits_pb2 import (
+    ExplainReportResponse,
+    GetCreditsResponse,
+    GetGroupCreditsResponse,
+    GetReportResponse,
+)
 from pwm.api.v1.services_pb2_grpc import (
     AdminServiceServicer,
+    CreditServiceServicer,
     EventServiceServicer,
+    NoticeServiceServicer,
     ResourceServiceServicer,
     SystemServiceServicer,
     TokenServiceServicer,
@@ -88,6 +96,8 @@ class World:
             (by_name["UsageService"], Usage()),
             (by_name["EventService"], Events()),
             (by_name["TokenService"], Tokens()),
+            (by_name["CreditService"], Credits()),
+            (by_name["NoticeService"], Notices()),
             (by_name["AdminService"], Admin()),
         ]
 
@@ -250,6 +260,28 @@ class Tokens(TokenServiceServicer):
 
     async def RevokeTokens(self, request: Any, context: Any) -> s.RevokeTokensResponse:
         return s.RevokeTokensResponse()
+
+
+class Credits(CreditServiceServicer):
+    async def GetCredits(self, request: Any, context: Any) -> GetCreditsResponse:
+        return GetCreditsResponse()
+
+    async def GetGroupCredits(self, request: Any, context: Any) -> GetGroupCreditsResponse:
+        return GetGroupCreditsResponse()
+
+    async def GetReport(self, request: Any, context: Any) -> GetReportResponse:
+        return GetReportResponse()
+
+    async def ExplainReport(self, request: Any, context: Any) -> ExplainReportResponse:
+        return ExplainReportResponse()
+
+
+class Notices(NoticeServiceServicer):
+    async def GetNotices(self, request: Any, context: Any) -> s.GetNoticesResponse:
+        return s.GetNoticesResponse(email="ann@example.org")
+
+    async def SetNotices(self, request: Any, context: Any) -> s.SetNoticesResponse:
+        return s.SetNoticesResponse(notify=request.notify)
 
 
 class Admin(AdminServiceServicer):
