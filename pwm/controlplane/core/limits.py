@@ -92,6 +92,11 @@ class Bounds:
         """Whether anything is limited that several workloads share."""
         return any(total is not None for total in (self.workloads, self.gpus, self.cpu_millis, self.memory_bytes))
 
+    @property
+    def limits_shares(self) -> bool:
+        """Whether anything is limited of which a replica may be given a share of its node."""
+        return any(amount is not None for amount in (self.cpu_millis_each, self.cpu_millis, self.memory_bytes))
+
 
 def bounds_of(account: Account, limits: ResourceLimits) -> Bounds | None:
     """None when nothing is limited. A size that cannot be read (it was refused when applied) limits nothing."""
@@ -122,9 +127,11 @@ def _bytes(text: str) -> int | None:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class Use:
-    """What an account has: workloads with a container, and what these containers take."""
+class Use(NamedTuple):
+    """What an account has: workloads with a container, and what these containers take.
+
+    A tuple, as `Start`: one is made for each replica that waits.
+    """
 
     workloads: int = 0
     gpus: int = 0
@@ -140,8 +147,7 @@ class Use:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(NamedTuple):
     """What is about to start: what one replica takes, how many start `together` (all or none), and how many the
     workload has in all."""
 

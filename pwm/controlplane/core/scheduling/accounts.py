@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import TypeAlias
 
 from pwm.api.v1.identity_pb2 import ResourceLimits
 from pwm.api.v1.workload_pb2 import Container, Workload
@@ -32,10 +33,12 @@ from pwm.controlplane.core.limits import (
 from pwm.controlplane.core.scheduling.demand import Demand, demand_of
 from pwm.controlplane.core.scheduling.nodes import holding_of
 from pwm.controlplane.core.scheduling.scratch import Scratch, Taken
-from pwm.controlplane.core.scheduling.table import Bools, Screen
+from pwm.controlplane.core.scheduling.table import Bools
 from pwm.lifecycle import GIVEN_UP
 
 _NOTHING = Use()
+# CPU (millis) and memory (bytes), at least and at most.
+Range: TypeAlias = tuple[tuple[int, int], tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,8 @@ class Accounts:
 
     def __init__(self) -> None:
         self._bounds: dict[Account, Bounds] = {}
+        # Owner and group -> the bounds of both; until a limit changes.
+        self._known: dict[tuple[str, str], tuple[Bounds, ...]] = {}
         self._charges: dict[str, Charge] = {}
         self._standings: defaultdict[Account, _Standing] = defaultdict(_Standing)
 
@@ -74,10 +79,12 @@ class Accounts:
             del self._bounds[account]
         else:
             self._bounds[account] = bounds
+        self._known.clear()
         return True
 
     def drop_limits(self, account: Account) -> bool:
         """The account is gone; whether it had limits."""
+        self._known.clear()
         return self._bounds.pop(account, None) is not None
 
     def set_container(self, container: Container) -> bool:
@@ -112,11 +119,12 @@ class Accounts:
             standing.containers[charge.workload_uid] = count
         else:
             del standing.containers[charge.workload_uid]
-        standing.use = replace(use, workloads=len(standing.containers))
+        standing.use = use._replace(workloads=len(standing.containers))
 
     def clear(self) -> None:
         """Forget everything, to be told anew."""
         self._bounds.clear()
+        self._known.clear()
         self._charges.clear()
         self._standings.clear()
 
@@ -138,8 +146,11 @@ class Accounts:
         return self._bounds_of(owner_of(workload), workload.metadata.group)
 
     def _bounds_of(self, owner: str, group: str) -> tuple[Bounds, ...]:
-        found = (self._bounds.get(account) for account in accounts_of(owner, group))
-        return tuple([bounds for bounds in found if bounds is not None])
+        known = self._known.get((owner, group))
+        if known is None:
+            found = (self._bounds.get(account) for account in accounts_of(owner, group))
+            known = self._known[owner, group] = tuple([bounds for bounds in found if bounds is not None])
+        return known
 
     def shared(self, workloads: Iterable[Workload]) -> set[Account]:
         """The accounts of these workloads that have totals: of them several may take at the same moment."""
@@ -150,7 +161,8 @@ class Accounts:
 
     def demand_of(self, workload: Workload) -> Demand:
         """The demand of each replica, with the nodes that its accounts may use."""
-        rules = tuple([bounds.nodes for bounds in self.bounds(workload) if bounds.nodes is not None])
+        bounds = self.bounds(workload)
+        rules = tuple([each.nodes for each in bounds if each.nodes is not None]) if bounds else ()
         return _under(demand_of(workload), rules) if rules else demand_of(workload)
 
 
@@ -176,30 +188,35 @@ class Budget:
         self._accounts = accounts
         self._more: dict[Account, Use] = {}
         self._placed: dict[tuple[Account, str], int] = {}
+        self._ranges: dict[Demand, Range] = {}
 
     def held_back(self, scratch: Scratch, demand: Demand, workload: Workload, *, together: int) -> HeldBack | None:
         """Why `together` replicas may not start even if they took the least that they could take on any node."""
         bounds = self._accounts.bounds(workload)
         if not bounds:
             return None
-        return self._judge(bounds, demand, workload, least=scratch.table.least(demand), together=together)
+        least = self._range(scratch, demand, bounds)[0]
+        return self._judge(bounds, demand, workload, least=least, together=together)
 
     def held_back_where_it_fits(
         self, scratch: Scratch, demand: Demand, workload: Workload, *, fits: Bools
     ) -> HeldBack | None:
-        """The same, for one replica, of the nodes where it would fit; None, too, where it fits nowhere."""
+        """The same, for one replica, of the nodes where it would fit, of which there are some."""
         bounds = self._accounts.bounds(workload)
-        if not bounds or not fits.any():
+        if not bounds:
             return None
         screen = scratch.table.screen(demand)
         least = int(screen.cpu_millis[fits].min()), int(screen.memory_bytes[fits].min())
         return self._judge(bounds, demand, workload, least=least, together=1)
 
-    def affordable(self, demand: Demand, workload: Workload, screen: Screen) -> Bools | None:
+    def affordable(self, scratch: Scratch, demand: Demand, workload: Workload) -> Bools | None:
         """The rows on which a replica takes no more CPU and memory than is left; None: all of them."""
         bounds = self._accounts.bounds(workload)
-        if not bounds or (demand.cpu_millis is not None and demand.memory_bytes is not None):
-            return None  # it takes the same everywhere
+        if not bounds:
+            return None
+        least, most = self._range(scratch, demand, bounds)
+        if least == most:
+            return None  # it takes the same everywhere, and that was looked at
         replicas = max(_count(workload), 1)
         cpu, memory = [], []
         for each in bounds:
@@ -207,14 +224,30 @@ class Budget:
             cpu += [each.cpu_millis_each // replicas] if each.cpu_millis_each is not None else []
             cpu += [each.cpu_millis - use.cpu_millis] if each.cpu_millis is not None else []
             memory += [each.memory_bytes - use.memory_bytes] if each.memory_bytes is not None else []
-        if not cpu and not memory:
+        left = min(cpu, default=most[0]), min(memory, default=most[1])
+        if left[0] >= most[0] and left[1] >= most[1]:
             return None
+        screen = scratch.table.screen(demand)
         rows: Bools = screen.usable.copy()
-        if cpu:
-            rows &= screen.cpu_millis <= min(cpu)
-        if memory:
-            rows &= screen.memory_bytes <= min(memory)
+        rows &= (screen.cpu_millis <= left[0]) & (screen.memory_bytes <= left[1])
         return rows
+
+    def _range(self, scratch: Scratch, demand: Demand, bounds: tuple[Bounds, ...]) -> Range:
+        """CPU and memory that a replica takes at least and at most on any row that would do; what it says itself where
+        that is all there is to know, or where none would do."""
+        said = demand.cpu_millis or 0, demand.memory_bytes or 0
+        if all(said) or not any(each.limits_shares for each in bounds):
+            return said, said
+        known = self._ranges.get(demand)
+        if known is None:
+            screen = scratch.table.screen(demand)
+            cpu, memory = screen.cpu_millis[screen.usable], screen.memory_bytes[screen.usable]
+            if cpu.size:
+                known = (int(cpu.min()), int(memory.min())), (int(cpu.max()), int(memory.max()))
+            else:
+                known = said, said
+            self._ranges[demand] = known
+        return known
 
     def take(self, workload: Workload, taken: Taken) -> None:
         """One replica is placed."""

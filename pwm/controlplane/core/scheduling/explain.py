@@ -42,10 +42,9 @@ def _held_back(cluster: Cluster, workload: Workload, demand: Demand, together: i
     budget, scratch = Budget(cluster.accounts), cluster.scratch()
     held = budget.held_back(scratch, demand, workload, together=together)
     if held is None:
-        screen = scratch.table.screen(demand)
-        fits = scratch.fitting(demand, screen)
-        affordable = budget.affordable(demand, workload, screen)
-        if affordable is not None and not (fits & affordable).any():
+        fits = scratch.fitting(demand, scratch.table.screen(demand))
+        affordable = budget.affordable(scratch, demand, workload)
+        if affordable is not None and fits.any() and not (fits & affordable).any():
             held = budget.held_back_where_it_fits(scratch, demand, workload, fits=fits)
     return held
 

@@ -157,16 +157,18 @@ class _Planning:
         if demand in self._full:
             return None
         screen = self.scratch.table.screen(demand)
-        affordable = self.budget.affordable(demand, item.workload, screen)
+        affordable = self.budget.affordable(self.scratch, demand, item.workload)
         # The node that was filled last is still the fullest that could do, unless it does no more.
         if self._last is not None and demand is self._last[0] and demand.affinity == Config.Fill:
             row = self._last[1]
             if self.scratch.fits_at(row, demand, screen) and (affordable is None or affordable[row]):
                 return row
         fits = self.scratch.fitting(demand, screen)
-        if affordable is not None and fits.any():
-            self._held = self.budget.held_back_where_it_fits(self.scratch, demand, item.workload, fits=fits)
-            fits &= affordable
+        if affordable is not None:
+            affordable &= fits
+            if fits.any() and not affordable.any():
+                self._held = self.budget.held_back_where_it_fits(self.scratch, demand, item.workload, fits=fits)
+            fits = affordable
         return best_row(self.scratch, fits, demand=demand, waiting=item, seed=self.seed)
 
     def _take(self, demand: Demand, item: Waiting, row: int) -> tuple[Placement, Taken]:

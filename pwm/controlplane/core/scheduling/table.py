@@ -58,7 +58,6 @@ class Table:
         self.kinds: list[NodeKind] = []
         self._kind_places: dict[NodeKind, int] = {}
         self._screens: dict[Demand, Screen] = {}
-        self._least: dict[Demand, tuple[int, int]] = {}
         self._answers: dict[tuple[Filter, Hashable], Ints] = {}
         self._admitted: dict[tuple[NodeRule, ...], Ints] = {}
         self._amounts: dict[Hashable, tuple[Ints, Ints]] = {}
@@ -149,19 +148,6 @@ class Table:
         models = tuple(at for at, model in enumerate(self.models) if model_matches(demand, model))
         return Screen(usable, cpu, memory, models, len(models) == len(self.models))
 
-    def least(self, demand: Demand) -> tuple[int, int]:
-        """CPU and memory where it takes the least of the usable rows; what it says itself where there is none."""
-        screen = self.screen(demand)  # first, for it may forget
-        least = self._least.get(demand)
-        if least is None:
-            usable = screen.usable
-            if usable.any():
-                least = int(screen.cpu_millis[usable].min()), int(screen.memory_bytes[usable].min())
-            else:
-                least = demand.cpu_millis or 0, demand.memory_bytes or 0
-            self._least[demand] = least
-        return least
-
     def answers(self, selector: Filter, demand: Demand) -> Ints:
         """What each row says to one filter: a place in `refusals`, or PASSES."""
         key = (selector, selector.asks(demand))
@@ -203,7 +189,6 @@ class Table:
         """Drop what was worked out, where it is more than this."""
         if len(self._screens) >= beyond:
             self._screens.clear()
-            self._least.clear()
         if len(self._amounts) >= beyond:
             self._amounts.clear()
         if len(self._answers) + len(self._admitted) >= beyond:  # with the refusals that they point at
