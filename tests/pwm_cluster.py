@@ -7,6 +7,7 @@ processes, the watchdogs of agents too, and removes the cluster's containers.
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 import pytest
 
 from pwm.etcd_process import EtcdProcess, free_port
+from pwm.nodeagent.secret_files import usual_places
 from tests.docker_engine import DockerEngine
 from tests.etcd_server import require_etcd
 from tests.watchdogs import end_watchdogs
@@ -179,6 +181,10 @@ class PwmCluster:
         end_watchdogs(self.directory)
         self.etcd.kill()
         remove_containers(self.docker_host, self.name)
+        # What an agent that is killed keeps in memory for its containers.
+        for place in usual_places():
+            for left in place.glob(f"{self.name}.*"):
+                shutil.rmtree(left, ignore_errors=True)
 
     def log(self, part: str) -> str:
         return (self.directory / f"{part}.log").read_text(errors="replace")

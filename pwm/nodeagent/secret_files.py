@@ -28,7 +28,7 @@ class SecretFiles:
     def __init__(self, owner: str, *, places: Collection[Path] | None = None) -> None:
         """`places`: where a file system in memory may be; the first one that is there is used."""
         self._owner = owner
-        self._places = tuple(places) if places is not None else _usual_places()
+        self._places = tuple(places) if places is not None else usual_places()
 
     def write(
         self, uid: str, given: ContainerSecrets, user: RunAs | None, *, reached_from_outside: bool = False
@@ -83,7 +83,8 @@ class SecretFiles:
         raise DriverError(Reason.ERROR_CREATING_CONTAINER, message)
 
 
-def _usual_places() -> tuple[Path, ...]:
+def usual_places() -> tuple[Path, ...]:
+    """Where to look for a file system in memory, best first; what is made there is made private."""
     if os.geteuid() == 0:
         return Path("/run/pwm"), Path("/dev/shm/pwm")
     own = os.environ.get("XDG_RUNTIME_DIR")

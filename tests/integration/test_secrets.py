@@ -128,7 +128,8 @@ SHOWN = [
 ]  # fmt: skip
 SAID = [
     *(("describe", kind, name) for kind, name in (("secret", "s1"), ("wk", "docker"), ("c", "docker.0.1"))),
-    ("events", "-A"), ("events", "-A", "-o", "json"), ("why", "wk", "docker"), ("why", "wk", "docker", "-o", "json"),
+    ("events", "-A"), ("events", "-A", "-o", "json"), ("events", "--audit", "-o", "json"),
+    ("why", "wk", "docker"), ("why", "wk", "docker", "-o", "json"),
     ("inspect", "wk", "docker"), ("inspect", "wk", "process"), ("top", "wk", "docker"), ("top", "wk", "process"),
 ]  # fmt: skip
 
