@@ -22,6 +22,7 @@ from pwm.controlplane.core import ledger
 from pwm.controlplane.core.credits import CreditPolicy, Week
 from pwm.controlplane.core.evolve import STATE_TYPES, State, evolve, understood
 from pwm.controlplane.core.ledger import Entry, Holding, Lines, Opening, Turn
+from pwm.controlplane.steady_time import SteadyTime
 from pwm.controlplane.store.commits import StoredEvent, StoredHead
 from pwm.controlplane.store.eventstore import EventStore
 from pwm.controlplane.view import View, ViewChange
@@ -51,10 +52,19 @@ class Books:
         self.exact = False
         self._view = view
         self._clock = clock
+        self._time = SteadyTime(clock)
         # The view's revision when it was built; -1: not known before the first change.
         self._loaded_at = -1
         self._figures: tuple[int, Week, Lines] | None = None
         view.observe(self.observe)
+
+    def now_ms(self) -> int:
+        """The time that counts for credits: without jumps of the wall clock."""
+        return self._time.now_ms()
+
+    def trust_clock(self) -> None:
+        """Believe the wall clock as it is at this moment."""
+        self._time, self._figures = SteadyTime(self._clock), None
 
     # ---- in step with the view
 
@@ -120,7 +130,7 @@ class Books:
 
     def lines(self) -> tuple[Week, Lines]:
         """What was used in this week up to now, by whom; settled or not."""
-        now_ms = self._clock.now_ms()
+        now_ms = self.now_ms()
         if self._figures is not None and 0 <= now_ms - self._figures[0] < FIGURES_KEPT_MS:
             return self._figures[1], self._figures[2]
         week = self.policy.week_of(max(now_ms, self.opening.at_ms))
@@ -150,7 +160,7 @@ class Books:
 
     def running(self) -> Opening:
         """What is charged at this moment, at which prices."""
-        now_ms = max(self._clock.now_ms(), self.opening.at_ms)
+        now_ms = max(self.now_ms(), self.opening.at_ms)
         return ledger.settle(self.opening, self.entries, until_ms=now_ms, revision=self.opening.revision)[0]
 
 

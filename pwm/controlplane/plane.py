@@ -243,8 +243,7 @@ class ControlPlane:
 
     async def _lead_chores(self, fence: Guard) -> None:
         credits = CreditController(
-            treasury=self.treasury, view=self.view, commands=self.commands, store=self.store, clock=self.clock,
-            fence=fence,
+            treasury=self.treasury, view=self.view, commands=self.commands, store=self.store, fence=fence,
         )  # fmt: skip
         async with asyncio.TaskGroup() as group:
             group.create_task(credits.run())
@@ -433,7 +432,6 @@ class ControlPlane:
                 view=view,
                 store=self.store,
                 authorizer=self.authorizer,
-                clock=clock,
                 stale_since_ms=self.stale_since_ms,
             ),
             "NoticeService": NoticeService(view=view, commands=self.commands, settings=self._notice_settings),

@@ -5,8 +5,7 @@ closes it moves the week's clock on from where it was when the lines were worked
 last closing that the log has.
 
 What is closed is decided by the leader's time, and this must not jump as clocks do: it is the wall clock when the
-term begins, and from then on moves with the time that has elapsed. Small corrections of the wall clock are followed;
-of a jump nothing is charged to anybody.
+term begins, and from then on a steady time (`steady_time`), so that nothing is charged to anybody because of a jump.
 """
 
 import asyncio
@@ -21,7 +20,6 @@ from pwm.api.v1.credits_pb2 import CreditNotice, LedgerLine, PeriodSettled
 from pwm.api.v1.identity_pb2 import User
 from pwm.api.v1.workload_pb2 import Workload, WorkloadStatus
 from pwm.controlplane.books import Books, part_uid
-from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import Commands, timestamp
 from pwm.controlplane.core import credits, ledger
 from pwm.controlplane.core.credits import Balance, Week
@@ -44,41 +42,21 @@ BEAT_S = 2.0
 PERIOD_MS = 10 * 60_000
 # When nothing was used there is nothing to write down.
 IDLE_PERIOD_MS = 60 * 60_000
-# The wall clock is followed as long as it is so close to the time that has elapsed.
-CLOCK_STEP_MS = 5_000
 # How long the books of a week are kept.
 KEPT_WEEKS = 60
-
-
-class SteadyTime:
-    """The wall clock without its jumps, and never backwards."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._now_ms, self._at_s = clock.now_ms(), clock.monotonic_s()
-
-    def now_ms(self) -> int:
-        at_s, wall_ms = self._clock.monotonic_s(), self._clock.now_ms()
-        expected_ms = self._now_ms + int((at_s - self._at_s) * 1000)
-        followed_ms = wall_ms if abs(wall_ms - expected_ms) <= CLOCK_STEP_MS else expected_ms
-        if followed_ms > self._now_ms:
-            self._now_ms, self._at_s = followed_ms, at_s
-        return self._now_ms
 
 
 class CreditController:
     """Runs for one term of leading the chores."""
 
-    def __init__(
-        self, *, treasury: Treasury, view: View, commands: Commands, store: EventStore, clock: Clock, fence: Guard
-    ) -> None:
+    def __init__(self, *, treasury: Treasury, view: View, commands: Commands, store: EventStore, fence: Guard) -> None:
         self._treasury = treasury
         self._books: Books = treasury.books
         self._view = view
         self._commands = commands
         self._store = store
         self._fence = fence
-        self._time = SteadyTime(clock)
+        self._books.trust_clock()
 
     async def run(self) -> None:
         """Until cancelled. Raises FenceLost when another replica leads."""
@@ -95,7 +73,7 @@ class CreditController:
         """Once. Raises ApiError, KVError."""
         if not self._books.exact:
             await self._books.read(self._store)
-        now_ms = self._time.now_ms()
+        now_ms = self._books.now_ms()
         while await self._settle(now_ms):
             pass
         await self._give_notice(now_ms)

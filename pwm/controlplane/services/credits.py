@@ -14,7 +14,6 @@ from pwm.api.v1 import credits_pb2 as api
 from pwm.api.v1.events_pb2 import Event
 from pwm.controlplane.auth import Authorizer
 from pwm.controlplane.books import read_since
-from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import timestamp
 from pwm.controlplane.context import CallContext
 from pwm.controlplane.core import ledger
@@ -47,7 +46,6 @@ class CreditService:
         view: View,
         store: EventStore,
         authorizer: Authorizer,
-        clock: Clock,
         stale_since_ms: Callable[[], int],
     ) -> None:
         self._treasury = treasury
@@ -55,7 +53,6 @@ class CreditService:
         self._view = view
         self._store = store
         self._authorizer = authorizer
-        self._clock = clock
         self._stale_since_ms = stale_since_ms
 
     # ---- the rpcs
@@ -135,7 +132,7 @@ class CreditService:
 
     def _common(self) -> dict[str, Any]:
         """What does not depend on whose credits they are."""
-        week = self._books.policy.week_of(self._clock.now_ms())
+        week = self._books.policy.week_of(self._books.now_ms())
         since_ms = self._stale_since_ms()
         return {
             "prices": [
@@ -161,7 +158,7 @@ class CreditService:
     def _week(self, day: str) -> Week:
         """The week with that day in it. Raises ApiError INVALID_ARGUMENT."""
         if not day:
-            return self._books.policy.week_of(self._clock.now_ms())
+            return self._books.policy.week_of(self._books.now_ms())
         try:
             at = datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=UTC)
         except ValueError as error:
@@ -188,7 +185,7 @@ class CreditService:
             entries = entries[len(due) :]
             opening, stretches = ledger.settle(opening, due, until_ms=closing.until_ms, revision=closing.revision)
             settled += stretches
-        now_ms = self._clock.now_ms()
+        now_ms = self._books.now_ms()
         if not opening.at_ms < now_ms < week.end_ms:
             return settled, [], remarks
         return settled, self._since(opening, entries, now_ms), remarks

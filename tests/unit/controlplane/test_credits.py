@@ -14,13 +14,14 @@ from pwm.api.v1.workload_pb2 import ContainerSpec, ContainerStatus, Workload, Wo
 from pwm.controlplane.books import Books, read_since
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import Commands
-from pwm.controlplane.controllers.credits import IDLE_PERIOD_MS, PERIOD_MS, CreditController, SteadyTime
+from pwm.controlplane.controllers.credits import IDLE_PERIOD_MS, PERIOD_MS, CreditController
 from pwm.controlplane.core import ledger
 from pwm.controlplane.core.credits import DAY_MS, WEEK_MS, CreditPolicy
 from pwm.controlplane.core.decide import Change
 from pwm.controlplane.core.ledger import LineKey
 from pwm.controlplane.core.limits import Account
 from pwm.controlplane.follower import Follower
+from pwm.controlplane.steady_time import SteadyTime
 from pwm.controlplane.store import errors as store_errors
 from pwm.controlplane.store.commits import Guard
 from pwm.controlplane.store.eventstore import EventStore
@@ -69,8 +70,7 @@ class Replica:
 
     def leader(self, fence: Guard) -> CreditController:
         return CreditController(
-            treasury=self.treasury, view=self.view, commands=self.commands, store=self.store, clock=self.clock,
-            fence=fence,
+            treasury=self.treasury, view=self.view, commands=self.commands, store=self.store, fence=fence,
         )  # fmt: skip
 
     def units(self, account: str = "ann") -> int:
@@ -237,6 +237,7 @@ async def test_what_ended_and_is_gone_while_nobody_led_is_charged_by_who_comes(r
 
 async def test_nobody_pays_for_a_wall_clock_that_is_set(room: Room) -> None:
     await room.price(1)
+    await room.user(10)
     await room.run("train")
     leader = room.first.leader(await room.fence())
     await leader.turn()
@@ -247,6 +248,8 @@ async def test_nobody_pays_for_a_wall_clock_that_is_set(room: Room) -> None:
     room.clock.move(PERIOD_MS)
     await leader.turn()
     assert room.first.books.opening.at_ms == BEGIN_MS + 2 * PERIOD_MS
+    assert room.first.units() == units(2 * PERIOD_MS, 1)
+    assert room.notice("User", "ann").level == CreditNotice.LEVEL_UNSPECIFIED
     week = room.first.books.policy.week_of(BEGIN_MS)
     assert ledger.cost_units(room.first.books.settled_lines(week)) == units(2 * PERIOD_MS, 1)
 
