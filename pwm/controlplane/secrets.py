@@ -6,6 +6,7 @@ container the value of another secret, or an old one that was replaced because i
 """
 
 import structlog
+from google.protobuf.message import DecodeError
 
 from pwm.api.v1.agent_pb2 import ContainerSecrets
 from pwm.api.v1.identity_pb2 import Secret, SecretValues
@@ -67,8 +68,7 @@ class Secrets:
     async def values(self, secret: Secret) -> tuple[int, SecretValues]:
         """What a Secret holds now, and the version that this came with. Raises SecretsClosed, KVError."""
         key, uid = self._open_key, secret.metadata.uid
-        found = await self._store.sealed(StreamId(KIND, uid))
-        sealed = Sealed.FromString(found or b"")
+        sealed = _sealed(await self._store.sealed(StreamId(KIND, uid)))
         if sealed.version < secret.metadata.version:
             raise SecretsClosed(f"the values of secret {secret.metadata.name} are lost; apply it again")
         try:
@@ -86,7 +86,7 @@ class Secrets:
         for secret in list(self._view.all(KIND)) if self._key is not None else ():
             stream = StreamId(KIND, secret.metadata.uid)
             old = await self._store.sealed(stream)
-            sealed = Sealed.FromString(old or b"")
+            sealed = _sealed(old)
             if old is None or not self._open_key.outdated(sealed.value):
                 continue
             context = _context(secret.metadata.uid, sealed.version)
@@ -111,6 +111,14 @@ class Secrets:
         given = given_to(container.spec, group, found)
         given.container_uid = container.metadata.uid
         return given
+
+
+def _sealed(found: bytes | None) -> Sealed:
+    """What was found; nothing, if it was not written by a controller."""
+    try:
+        return Sealed.FromString(found or b"")
+    except DecodeError:
+        return Sealed()
 
 
 def _context(uid: str, version: int) -> str:

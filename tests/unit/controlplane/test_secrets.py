@@ -73,6 +73,10 @@ async def test_a_value_that_was_replaced_does_not_come_back(plane: Plane) -> Non
     await plane.kv.put(key, other)
     with pytest.raises(SecretsClosed, match="cannot be read"):
         await plane.secrets.values(state(plane))
+    await plane.kv.put(key, b"\xff no message at all")
+    with pytest.raises(SecretsClosed, match="are lost"):
+        await plane.secrets.values(state(plane))
+    assert await plane.secrets.reseal() == 0
     # What cannot be opened can be replaced.
     assert await apply(plane, wanted(a="mended")) == ApplyResult.CONFIGURED
     assert (await plane.secrets.values(state(plane)))[1].data["a"] == b"mended"
