@@ -165,7 +165,7 @@ class ControllerConfig:
         mail = None
         if host:
             mail = MailServer(
-                host=host, port=int(port), sender=self.smtp_sender, user=self.smtp_user, password=password,
+                host=host.strip("[]"), port=int(port), sender=self.smtp_sender, user=self.smtp_user, password=password,
                 tls=self.smtp_tls,
             )  # fmt: skip
         allowed = Allowed(patterns=self.notify_to)

@@ -61,9 +61,7 @@ def _show(invocation: Invocation, answer: dict[str, Any]) -> None:
         kinds = ", ".join(settings.get("on") or ()) or "exited, crashed, denied, idle, credits"
         places = [email] if email and settings.get("byEmail") else []
         places += [str(address) for address in settings.get("to") or ()]
-    pairs = [("Of", kinds), *(("To" if not number else "", harmless(place)) for number, place in enumerate(places))]
-    if not places:
-        pairs.append(("To", "nowhere"))
+    pairs = [("Of", kinds), *(("To", harmless(place)) for place in places or ["nowhere"])]
     invocation.out.write(fields(pairs))
     for warning in answer.get("warnings") or ():
         invocation.note(f"warning: {harmless(str(warning.get('message')))}")

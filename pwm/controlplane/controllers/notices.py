@@ -108,7 +108,8 @@ class NoticeController:
                 happened = [_happened(change) for change in changes if change.revision > self._reached]
                 await self._tell(happened, upto=changes[-1].revision)
             except TimeoutError:
-                await self._tell([], upto=self._view.revision)
+                # Not the view's: moving the mark moves that on, too, and nothing would ever be quiet.
+                await self._tell([], upto=self._reached)
             except Resync:
                 await self._view.wait_for(0)
                 await self._catch_up()

@@ -4,8 +4,10 @@ import asyncio
 import hashlib
 import hmac
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -373,6 +375,21 @@ def test_a_signature_is_that_of_timestamp_and_body() -> None:
     assert json.loads(body) == {"id": "n", "text": "ü"}
     expected = hmac.new(b"key", b"1700000000." + body, hashlib.sha256).hexdigest()
     assert webhook.signature("key", "1700000000", body) == f"v1={expected}"
+
+
+def test_what_the_page_tells_receivers_to_do_tells_us_from_others() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "notifications.md").read_text()
+    code: dict[str, Any] = {}
+    exec(page.split("```python")[1].split("```")[0], code)
+    body, now = b"{}", str(int(time.time()))
+    headers = {"X-PWM-Timestamp": now, "X-PWM-Signature": webhook.signature("key", now, body)}
+    is_from_pwm = code["is_from_pwm"]
+    assert is_from_pwm("key", headers, body)
+    assert not is_from_pwm("other", headers, body)
+    assert not is_from_pwm("key", headers, b"{ }")
+    old = str(int(time.time()) - 3600)
+    late = {"X-PWM-Timestamp": old, "X-PWM-Signature": webhook.signature("key", old, body)}
+    assert not is_from_pwm("key", late, body)
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,16 @@ def test_a_user_is_told_of_own_credits_and_all_members_of_a_groups() -> None:
     assert not notices.of_event(credits_of("Group", "empty"), people)
 
 
+def test_whoever_created_a_workload_is_told_that_it_is_idle() -> None:
+    warned = ev.WorkloadIdleWarned()
+    warned.stop_at.FromMilliseconds(T0)
+    event = ev.Event(kind="Workload", uid="w", name="train", group="vision", version=7, workload_idle_warned=warned)
+    (notice,) = notices.of_event(Happened(event, hers()), [])
+    assert (notice.user, notice.kind) == ("eve", "idle")
+    assert "stopped at 1970-01-01 00:16:40 UTC" in notice.text
+    assert "pwm keep wk train -g vision" in notice.text
+
+
 def test_there_is_a_payload_for_each_rule() -> None:
     names = {field.name for field in ev.Event.DESCRIPTOR.oneofs_by_name["payload"].fields}
     assert set(notices.RULES) <= names
