@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
@@ -127,6 +128,24 @@ def requested_key(text: str) -> ec.EllipticCurvePublicKey:
 
 # One is about 400.
 MAX_REQUEST_CHARS = 4096
+
+
+def proof(identity: "Identity", text: str) -> bytes:
+    """Shows that whoever sends the text has the key of a certificate."""
+    key = serialization.load_pem_private_key(identity.key, password=None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey), "made by new_key"
+    return key.sign(text.encode(), ec.ECDSA(hashes.SHA256()))
+
+
+def is_proof(certificate: x509.Certificate, text: str, signature: bytes) -> bool:
+    key = certificate.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        return False
+    try:
+        key.verify(signature, text.encode(), ec.ECDSA(hashes.SHA256()))
+    except InvalidSignature:
+        return False
+    return True
 
 
 # ---- reading certificates

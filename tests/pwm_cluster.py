@@ -107,9 +107,11 @@ class PwmCluster:
         if not self.certificate_life:
             return ["--plaintext", f"--node-token-file={self.directory}/node-token"]
         file = self.directory / "join-token"
-        file.write_text(self.ok("admin", "join-token", "n1"))
-        joins = (f"--join=https://{replica.http}" for replica in self.replicas)
-        return [f"--join-token-file={file}", *joins]
+        joins = [f"--join=https://{replica.http}" for replica in self.replicas]
+        if not file.exists():
+            file.write_text(self.ok("admin", "join-token", "n1"))
+            return [f"--join-token-file={file}", *joins]
+        return joins
 
     def replica(self, part: str) -> Replica:
         return next(replica for replica in self.replicas if replica.part == part)

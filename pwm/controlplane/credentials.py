@@ -22,9 +22,10 @@ from pathlib import Path
 import grpc
 import structlog
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 
 from pwm.api.v1.agent_pb2 import RenewRequest, RenewResponse
-from pwm.api.v1.services_pb2 import AuthorityEntry
+from pwm.api.v1.services_pb2 import AuthorityEntry, JoinRequest
 from pwm.api.v1.store_pb2 import Authorities, Authority
 from pwm.certificates import (
     CONTROLLER,
@@ -33,11 +34,14 @@ from pwm.certificates import (
     PEM,
     RENEW_AFTER,
     SERVER_NAME,
+    BadRequest,
     Holder,
     Identity,
     common_name,
+    ends_ms,
     fingerprint,
     holder_of,
+    is_proof,
     requested_key,
 )
 from pwm.controlplane.authority import Issuer, bridge, certificate_ends_ms, new_issuer
@@ -165,6 +169,26 @@ class Credentials:
         """PEM, the node's certificate first. Raises certificates.BadRequest."""
         key = requested_key(signing_request)
         return self._issuer.for_node(key, node, now_ms=self._clock.now_ms(), life_ms=self._life_ms).decode()
+
+    def returning(self, request: JoinRequest) -> tuple[str, int]:
+        """Whom the ended certificate that a node shows is for, and when it ended. Raises certificates.BadRequest.
+
+        It must be of an authority that is trusted now, and shown by whoever has its key.
+        """
+        assert self._known is not None, "loaded"
+        chain = request.certificate.encode()
+        try:
+            shown = x509.load_pem_x509_certificate(chain)
+            issuers = [_certificate(a) for a in decisions.trusted(self._known.record, self._clock.now_ms())]
+            is_ours = any(_has_issued(issuer, shown) for issuer in issuers)
+        except ValueError as error:
+            raise BadRequest("this is not a certificate in PEM") from error
+        holder = holder_of(chain)
+        if not is_ours or holder is None or holder.role != NODE:
+            raise BadRequest("this is not the certificate of a node of this cluster")
+        if not is_proof(shown, request.signing_request, request.proof):
+            raise BadRequest("the signing request is not signed with the key of the certificate")
+        return holder.name, ends_ms(shown)
 
     def renew(self, request: RenewRequest, node: str) -> RenewResponse:
         """Raises certificates.BadRequest."""
@@ -312,6 +336,14 @@ def peer(auth_context: dict[str, Sequence[bytes]]) -> Holder | None:
     """Who is at the other end of a gRPC call, as its certificate says; None: a connection without one."""
     chain = auth_context.get("x509_pem_cert")
     return holder_of(bytes(chain[0])) if chain else None
+
+
+def _has_issued(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (InvalidSignature, ValueError, TypeError):
+        return False
+    return True
 
 
 def _server_context() -> ssl.SSLContext:

@@ -13,6 +13,7 @@ what is new.
 import asyncio
 import os
 import random
+from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -22,7 +23,7 @@ import structlog
 
 from pwm.api.v1.agent_pb2 import RenewRequest
 from pwm.api.v1.agent_pb2_grpc import AgentServiceStub
-from pwm.certificates import NODE, Holder, Identity, key_pem, new_key, signing_request
+from pwm.certificates import NODE, Holder, Identity, key_pem, new_key, proof, signing_request
 from pwm.nodeagent.config import AgentConfig, ConfigError
 from pwm.nodeagent.session import CHANNEL_OPTIONS, Channel
 from pwm.trust import SERVER_NAME, Refusal, TrustError, ask, bundle_id, find_authorities, parse_fingerprint, pinned
@@ -66,12 +67,6 @@ class Membership:
             raise ConfigError(
                 f"The certificate in {self._dir} is for node {whose}, not for {self._config.node}; remove it to join "
                 "under another name"
-            )
-        if self._has_ended:
-            log.error(
-                "this node's certificate has ended: no controller lets it in; an admin makes a token to join anew with"
-                " `pwm admin join-token`",
-                node=self._config.node,
             )
 
     @property
@@ -159,8 +154,31 @@ class Membership:
             except TimeoutError:
                 continue
 
+    async def _come_back(self) -> bool:
+        """As `_renew`, with a certificate that has ended: no controller takes a connection with it, but the API may."""
+        key = new_key()
+        text = signing_request(key)
+        shown = {"certificate": self.identity.chain.decode(), "proof": b64encode(proof(self.identity, text)).decode()}
+        body = {"node": self._config.node, "signingRequest": text, **shown}
+        why = ""
+        for host, port in self._join_at():
+            try:
+                context = pinned(self._authorities)
+                answer = await asyncio.to_thread(ask, host, port, "POST", "/v1/join", context=context, body=body)
+            except TrustError as error:
+                why = str(error)
+                continue
+            self._keep(Identity(answer["certificate"].encode(), key_pem(key)), answer["authorities"])
+            log.info("came back with a certificate that had ended", node=self._config.node, controller=f"{host}:{port}")
+            return True
+        log.warning("the certificate has ended, and there is no other yet; an admin makes a token to join anew with"
+                    " `pwm admin join-token`", why=why)  # fmt: skip
+        return False
+
     async def _renew(self) -> bool:
         """Whether a controller has given another one."""
+        if self._has_ended:
+            return await self._come_back()
         key = new_key()
         request = RenewRequest(signing_request=signing_request(key))
         why = ""

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,6 +99,14 @@ def test_an_agent_and_a_controller_that_start_again_get_in(pwm: PwmCluster) -> N
     assert len([replica for replica in status["replicas"] if not replica.get("trouble")]) == 2
     pwm.stop("agent")
     pwm.start_agent()
+
+
+def test_an_agent_that_was_away_for_longer_than_its_certificate_lived_comes_back(pwm: PwmCluster) -> None:
+    pwm.stop("agent")
+    eventually(lambda: certificate(pwm).ends_ms < time.time() * 1000, "it has ended")
+    pwm.start_agent()
+    back = "came back with a certificate that had ended"
+    eventually(lambda: "session begins" in pwm.log("agent").partition(back)[2], "it has a session with another one")
 
 
 def test_people_pin_the_authority_by_its_fingerprint(pwm: PwmCluster, tmp_path: Path) -> None:

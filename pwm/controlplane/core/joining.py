@@ -16,6 +16,8 @@ from pwm.controlplane.core.fields import NAME
 from pwm.controlplane.core.tokens import state
 
 MINUTE_MS = 60_000
+# A machine that was switched off over the holidays comes back by itself; one that was given away does not for ever.
+COMES_BACK_WITHIN_MS = 30 * 24 * 60 * MINUTE_MS
 DEFAULT_LIFETIME_MS = 15 * MINUTE_MS
 SHORTEST_LIFETIME_MS, LONGEST_LIFETIME_MS = 1_000, 24 * 60 * MINUTE_MS
 AGAIN = "an admin makes another with `pwm admin join-token NODE`"
@@ -64,6 +66,16 @@ def admit(token: Token | None, node_name: str, node: Node | None, *, new_uid: st
         return (used,)
     uid = node.metadata.uid if node is not None else new_uid
     return used, Change("Node", uid, node_name, "", node, (NodeJoined(inventory=Inventory()),))
+
+
+def check_return(node_name: str, node: Node | None, *, certified: str, ended_ms: int, now_ms: int) -> None:
+    """Whether a node whose certificate has ended gets another one. `certified`: whom it is for. Raises NotAdmitted."""
+    if certified != node_name:
+        raise NotAdmitted(f"this certificate is not for node {node_name}", next_step=AGAIN)
+    if node is None:
+        raise NotAdmitted(f"there is no node {node_name} any more", next_step=AGAIN)
+    if now_ms - ended_ms > COMES_BACK_WITHIN_MS:
+        raise NotAdmitted("this certificate has ended too long ago", next_step=AGAIN)
 
 
 def has_joined(node: Node) -> bool:

@@ -78,6 +78,8 @@ class Joining:
         try:
             certificates.requested_key(request.signing_request)
             await self._view.wait_for(0)
+            if request.certificate:
+                return self._come_back(request)
             await self._commands.run(decide, actor=Actor(type=Actor.NODE, name=request.node))
         except certificates.BadRequest as error:
             raise invalid(str(error)) from error
@@ -85,6 +87,18 @@ class Joining:
             raise LoginFailed(str(error), next_step=error.next_step) from error
         except Refusal as error:
             raise invalid(str(error), next_step=error.next_step) from error
+        return self._welcome(request)
+
+    def _come_back(self, request: api.JoinRequest) -> api.JoinResponse:
+        """A node that was switched off for longer than its certificate lived. Raises NotAdmitted, BadRequest."""
+        certified, ended_ms = self._in_use.returning(request)
+        node: Node | None = self._view.by_name("Node", request.node)
+        now_ms = self._clock.now_ms()
+        joining.check_return(request.node, node, certified=certified, ended_ms=ended_ms, now_ms=now_ms)
+        return self._welcome(request)
+
+    def _welcome(self, request: api.JoinRequest) -> api.JoinResponse:
+        known = self._in_use
         certificate = known.certify_node(request.signing_request, request.node)
         return api.JoinResponse(certificate=certificate, authorities=known.roots, authorities_id=known.bundle_id)
 

@@ -1,6 +1,7 @@
 """Who gets in with a join token: the right node, once, in time. Everybody else stays out, whatever they try."""
 
 import asyncio
+import base64
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 from pwm.api.v1 import services_pb2 as api
 from pwm.api.v1.identity_pb2 import Token
 from pwm.api.v1.node_pb2 import Inventory, Node, NodeStatus
-from pwm.certificates import NODE, Holder, Identity, new_key, signing_request
+from pwm.certificates import NODE, Holder, Identity, key_pem, new_key, proof, signing_request
+from pwm.controlplane.authority import new_issuer
 from pwm.controlplane.core import joining
 from pwm.controlplane.core.decide import Refusal
 from tests.unit.access.world import World, a_world
@@ -173,3 +175,61 @@ async def test_who_makes_join_tokens_has_to_say_a_lifetime_that_makes_sense() ->
         made.expires_at.FromJsonString(answer.json["expiresAt"])
         left_ms = made.expires_at.ToMilliseconds() - world.plane.clock.now_ms()
         assert 14 * 60_000 < left_ms <= 15 * 60_000
+
+
+DAY_MS = 86_400_000
+
+
+@dataclass
+class Away:
+    """A node that has joined, been switched off, and comes back with what it had."""
+
+    door: Door
+    name: str = "gpu7"
+
+    async def come_back(self, *, ended_ms_ago: int = DAY_MS, **other: Any) -> tuple[int, str]:
+        plane = self.door.world.plane
+        issuer = other.get("issuer") or plane.credentials._issuer  # type: ignore[union-attr]
+        key, now_ms = new_key(), plane.clock.now_ms()
+        began_ms = now_ms - ended_ms_ago - DAY_MS
+        if other.get("replica"):
+            shown = issuer.for_controller(self.name, hosts=[], now_ms=began_ms, life_ms=DAY_MS)
+        else:
+            chain = issuer.for_node(key.public_key(), self.name, now_ms=began_ms, life_ms=DAY_MS)
+            shown = Identity(chain, key_pem(key))
+        text = signing_request(new_key())
+        signer = Identity(b"", key_pem(new_key())) if other.get("thief") else shown
+        body = {
+            "node": other.get("node", self.name),
+            "signingRequest": text,
+            "certificate": other.get("certificate", shown.chain.decode()),
+            "proof": base64.b64encode(proof(signer, other.get("signed", text))).decode(),
+        }
+        answer = await self.door.world.ask("anonymous", "POST", "/v1/join", body=body)
+        return answer.status, answer.json.get("message", "")
+
+
+async def test_a_node_comes_back_with_a_certificate_that_has_ended() -> None:
+    async with a_world() as world:
+        door = Door(world)
+        away = Away(door)
+        assert await away.come_back() == (401, "there is no node gpu7 any more")
+        assert (await door.join(await door.token("gpu7"), "gpu7"))[0] == 200
+        assert await away.come_back() == (200, "")
+        assert await away.come_back(ended_ms_ago=29 * DAY_MS) == (200, "")
+        assert await away.come_back(ended_ms_ago=31 * DAY_MS) == (401, "this certificate has ended too long ago")
+        assert await away.come_back(node="n1") == (401, "this certificate is not for node n1")
+        for bad in (
+            {"thief": True},
+            {"signed": "another request"},
+            {"replica": True},
+            {"issuer": new_issuer(1, now_ms=NOW_MS)},
+            {"certificate": "nothing"},
+        ):
+            status, message = await away.come_back(**bad)
+            assert (status, "certificate" in message) == (400, True), bad
+        credentials = world.plane.credentials
+        assert credentials is not None
+        old = credentials._issuer
+        await credentials.rotate(trust_old_for_ms=0)
+        assert (await away.come_back(issuer=old))[0] == 400, "its authority has retired"
