@@ -36,11 +36,15 @@ def gpu_cluster(docker_engine: DockerEngine, fake_gpus: FakeGpus, tmp_path: Path
 
 
 def start(pwm: PwmCluster, name: str) -> str:
-    """A process with a GPU; the GPU's uuid."""
+    """A process with a GPU, the GPU's uuid. Processes outlive their agent; this one ends with the cluster's etcd."""
     spec = {
         "driver": "pwm.process",
         "selectors": {"gpu": {"count": 1}, "cpu": {"count": "50m"}},
-        "config": {"cmd": ["sleep", "600"], "memory": "16MiB", "stopGrace": "1s"},
+        "config": {
+            "cmd": ["sh", "-c", f"while [ -d /proc/{pwm.etcd.pid} ]; do sleep 0.5; done"],
+            "memory": "16MiB",
+            "stopGrace": "1s",
+        },
     }
     document = {"apiVersion": "v1", "kind": "Workload", "metadata": {"name": name}, "spec": spec}
     pwm.ok("apply", "-f", "-", input=json.dumps(document))
