@@ -209,7 +209,7 @@ class NoticeController:
     def _letters(self, notice: Notice, workload: Workload | None = None) -> list[PendingNotice]:
         letters = []
         for address in self._addresses(notice, workload):
-            refusal = "too many are on their way" if self._post.full else self._settings.refusal(address)
+            refusal = "too many are on their way" if self._post.full(notice.user) else self._settings.refusal(address)
             if refusal:
                 log.warning("notice not sent", notice=notice.id, to=shown(address), user=notice.user, why=refusal)
             else:

@@ -1,11 +1,12 @@
 """Gets letters delivered: again and again, less and less often, until somebody takes them or a day has passed.
 
 One that is not taken waits longer each time, from seconds to an hour. Letters go out some at a time, in a few rounds
-beside each other, so a receiver that hangs keeps only those waiting that are in its round, and next time they
-go later. Nothing else waits for any of it.
+beside each other, and few of one user's at a time: receivers that hang keep those waiting whose receivers they are.
+Nothing else waits for any of it.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Protocol
@@ -25,12 +26,17 @@ GIVE_UP_AFTER_MS = 24 * 3_600_000
 FIRST_PAUSE_MS = 5_000
 LONGEST_PAUSE_MS = 3_600_000
 LETTERS_IN_A_ROUND = 20
+# Of one user, in all rounds: a quarter of what one round takes.
+LETTERS_OF_A_USER_AT_ONCE = 5
 ROUNDS_AT_ONCE = 4
 # Looked at this often though nothing is due: the wall clock may have been set.
 LONGEST_WAIT_S = 30.0
+# What is due and has to let others go first is looked at again after so long, or when a round is over.
+HELD_BACK_S = 1.0
 STORE_PAUSE_S = 1.0
-# On their way at one time: beyond, somebody has thousands of workloads that crash, and is told of these.
+# On their way at one time. A user who has so many has hundreds of workloads that crash, and is told of these.
 MOST_LETTERS = 10_000
+MOST_LETTERS_OF_A_USER = 500
 
 
 class Sender(Protocol):
@@ -52,17 +58,28 @@ class Post:
         self._sender = sender
         self._now_ms = now_ms
         self._letters: dict[str, PendingNotice] = {}
-        self._under_way: set[str] = set()
+        self._of_user: Counter[str] = Counter()
+        # Those of present rounds, and whose they are.
+        self._under_way: dict[str, str] = {}
         self._more = asyncio.Event()
 
-    @property
-    def full(self) -> bool:
-        return len(self._letters) >= MOST_LETTERS
+    def full(self, user: str) -> bool:
+        """Whether no more of that user's are to be taken."""
+        return len(self._letters) >= MOST_LETTERS or self._of_user[user] >= MOST_LETTERS_OF_A_USER
 
     def take(self, letters: Iterable[PendingNotice]) -> None:
         """Those that have been written into the outbox."""
-        self._letters.update((letter_id(letter), letter) for letter in letters)
+        for letter in letters:
+            self._of_user[letter.user] += letter_id(letter) not in self._letters
+            self._letters[letter_id(letter)] = letter
         self._more.set()
+
+    def _let_go(self, letter: PendingNotice) -> Write:
+        del self._letters[letter_id(letter)]
+        self._of_user[letter.user] -= 1
+        if not self._of_user[letter.user]:
+            del self._of_user[letter.user]
+        return self._outbox.drop(letter)
 
     async def run(self) -> None:
         """Until cancelled. Raises FenceLost when another replica leads."""
@@ -80,45 +97,48 @@ class Post:
                     running.add(task)
                     task.add_done_callback(over)
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(self._wait_s(busy=len(running) >= ROUNDS_AT_ONCE)):
+                    async with asyncio.timeout(self._wait_s()):
                         await self._more.wait()
 
     def _due(self) -> list[PendingNotice]:
         now_ms = self._now_ms()
-        due = []
+        due: list[PendingNotice] = []
+        of_user = Counter(self._under_way.values())
         for id, letter in self._letters.items():
-            if id not in self._under_way and letter.next_attempt.ToMilliseconds() <= now_ms:
+            if len(due) == LETTERS_IN_A_ROUND:
+                break
+            free = id not in self._under_way and of_user[letter.user] < LETTERS_OF_A_USER_AT_ONCE
+            if free and letter.next_attempt.ToMilliseconds() <= now_ms:
                 due.append(letter)
-                if len(due) == LETTERS_IN_A_ROUND:
-                    break
-        self._under_way.update(map(letter_id, due))
+                of_user[letter.user] += 1
+        self._under_way.update((letter_id(letter), letter.user) for letter in due)
         return due
 
-    def _wait_s(self, *, busy: bool) -> float:
+    def _wait_s(self) -> float:
         waiting = (letter for id, letter in self._letters.items() if id not in self._under_way)
         first_ms = min((letter.next_attempt.ToMilliseconds() for letter in waiting), default=None)
-        if busy or first_ms is None:
+        if first_ms is None:
             return LONGEST_WAIT_S
-        return min(LONGEST_WAIT_S, max(0.0, (first_ms - self._now_ms()) / 1000))
+        left_s = (first_ms - self._now_ms()) / 1000
+        return min(LONGEST_WAIT_S, left_s if left_s > 0 else HELD_BACK_S)
 
     async def _round(self, letters: list[PendingNotice]) -> None:
         errors = await self._sender.deliver(letters)
         writes = [self._after(letter, error) for letter, error in zip(letters, errors, strict=True)]
         await keep_writing(self._outbox, writes)
-        self._under_way.difference_update(map(letter_id, letters))
+        for letter in letters:
+            del self._under_way[letter_id(letter)]
 
     def _after(self, letter: PendingNotice, error: str) -> Write:
         now_ms, id = self._now_ms(), letter_id(letter)
         about = {"notice": letter.id, "kind": letter.kind, "to": shown(letter.address), "user": letter.user}
         if not error:
             log.info("notice delivered", attempts=letter.attempts + 1, **about)
-            del self._letters[id]
-            return self._outbox.drop(letter)
+            return self._let_go(letter)
         attempts = letter.attempts + 1
         if now_ms - letter.accepted.ToMilliseconds() >= GIVE_UP_AFTER_MS:
             log.error("notice given up", attempts=attempts, why=error, **about)
-            del self._letters[id]
-            return self._outbox.drop(letter)
+            return self._let_go(letter)
         log.warning("notice not delivered", attempts=attempts, why=error, **about)
         again = PendingNotice()
         again.CopyFrom(letter)

@@ -283,6 +283,32 @@ async def test_it_is_given_up_after_a_day(plane: Plane) -> None:
         await asyncio.gather(running, return_exceptions=True)
 
 
+async def test_whose_receivers_hang_keeps_nobody_else_waiting(plane: Plane) -> None:
+    class Hanging(Postman):
+        async def deliver(self, letters: Sequence[PendingNotice]) -> list[str]:
+            if any(letter.user == "eve" for letter in letters):
+                self.taken += [letter for letter in letters if letter.user != "eve"]
+                await asyncio.Event().wait()
+            return await super().deliver(letters)
+
+    postman, outbox = Hanging(), Outbox(plane.kv, keys=KEYS, fence=await _win(plane))
+    sending = Post(outbox=outbox, sender=postman, now_ms=Clock().now_ms)
+    hers = [PendingNotice(id=f"e{number}", address=CHAT, user="eve") for number in range(post.MOST_LETTERS_OF_A_USER)]
+    sending.take(hers)
+    running = asyncio.create_task(sending.run())
+    try:
+        assert sending.full("eve")
+        assert not sending.full("ann")
+        await asyncio.sleep(0)
+        sending.take([PendingNotice(id=f"a{number}", address=CHAT, user="ann") for number in range(12)])
+        await until(lambda: len(postman.taken) == 12)
+        assert {letter.user for letter in postman.taken} == {"ann"}
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    assert not [_ async for page in plane.kv.pages(KEYS.notices_out("")) for _ in page.kvs]
+
+
 # ---- where it may go
 
 
