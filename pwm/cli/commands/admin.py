@@ -58,7 +58,7 @@ def _status_text(invocation: Invocation, answer: dict[str, Any]) -> str:
     replicas = [
         (
             r.get("id"),
-            str(r.get("address", "")).removeprefix("http://"),
+            str(r.get("address", "")).rpartition("://")[2],
             r.get("version"),
             age(str(r.get("startedAt", ""))),
             " ".join(r.get("roles", ())),

@@ -152,7 +152,7 @@ def as_json(plan: Plan, rounds: Sequence[Round], findings: Sequence[Finding]) ->
 
 
 def _short(address: str) -> str:
-    return address.removeprefix("http://")
+    return address.partition("://")[2] or address
 
 
 def _wrapped(text: str, *, width: int = COLUMNS) -> str:
