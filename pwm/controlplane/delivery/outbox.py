@@ -47,7 +47,9 @@ class Outbox:
         return {key[len(start) :].decode(): NoticesTold.FromString(value) async for key, value in self._all(start)}
 
     async def pending(self) -> list[PendingNotice]:
-        return [PendingNotice.FromString(value) async for _, value in self._all(self._keys.notices_out(""))]
+        """In the order in which they came."""
+        found = [PendingNotice.FromString(value) async for _, value in self._all(self._keys.notices_out(""))]
+        return sorted(found, key=lambda letter: (letter.accepted.ToNanoseconds(), letter.time.ToNanoseconds()))
 
     async def _all(self, prefix: bytes) -> AsyncIterator[tuple[bytes, bytes]]:
         async with aclosing(self._kv.pages(prefix)) as pages:

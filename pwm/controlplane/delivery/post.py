@@ -59,8 +59,8 @@ class Post:
         self._now_ms = now_ms
         self._letters: dict[str, PendingNotice] = {}
         self._of_user: Counter[str] = Counter()
-        # Those of present rounds, and whose they are.
-        self._under_way: dict[str, str] = {}
+        # Those of present rounds.
+        self._under_way: dict[str, PendingNotice] = {}
         self._more = asyncio.Event()
 
     def full(self, user: str) -> bool:
@@ -103,15 +103,17 @@ class Post:
     def _due(self) -> list[PendingNotice]:
         now_ms = self._now_ms()
         due: list[PendingNotice] = []
-        of_user = Counter(self._under_way.values())
-        for id, letter in self._letters.items():
+        of_user = Counter(letter.user for letter in self._under_way.values())
+        # One round at a time for each, or an end would overtake its beginning.
+        busy = {letter.address for letter in self._under_way.values()}
+        for letter in self._letters.values():
             if len(due) == LETTERS_IN_A_ROUND:
                 break
-            free = id not in self._under_way and of_user[letter.user] < LETTERS_OF_A_USER_AT_ONCE
+            free = letter.address not in busy and of_user[letter.user] < LETTERS_OF_A_USER_AT_ONCE
             if free and letter.next_attempt.ToMilliseconds() <= now_ms:
                 due.append(letter)
                 of_user[letter.user] += 1
-        self._under_way.update((letter_id(letter), letter.user) for letter in due)
+        self._under_way.update((letter_id(letter), letter) for letter in due)
         return due
 
     def _wait_s(self) -> float:

@@ -44,7 +44,7 @@ from tests.unit.controlplane.conftest import Plane
 
 KEYS = Keys(b"/test/")
 ACTOR = Actor(type=Actor.USER, name="eve")
-CHAT = "tgram://token/1"
+CHAT, HERS = "tgram://token/1", "tgram://token/2"
 
 
 class Postman(Courier):
@@ -300,13 +300,39 @@ async def test_whose_receivers_hang_keeps_nobody_else_waiting(plane: Plane) -> N
         assert sending.full("eve")
         assert not sending.full("ann")
         await asyncio.sleep(0)
-        sending.take([PendingNotice(id=f"a{number}", address=CHAT, user="ann") for number in range(12)])
+        sending.take([PendingNotice(id=f"a{number}", address=HERS, user="ann") for number in range(12)])
         await until(lambda: len(postman.taken) == 12)
         assert {letter.user for letter in postman.taken} == {"ann"}
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
     assert not [_ async for page in plane.kv.pages(KEYS.notices_out("")) for _ in page.kvs]
+
+
+async def test_what_came_later_waits_for_what_is_on_its_way_to_the_same_address(plane: Plane) -> None:
+    taking = asyncio.Event()
+
+    class Slow(Postman):
+        async def deliver(self, letters: Sequence[PendingNotice]) -> list[str]:
+            if letters[0].id == "first":
+                self.attempts = 1
+                await taking.wait()
+            return await super().deliver(letters)
+
+    postman, outbox = Slow(), Outbox(plane.kv, keys=KEYS, fence=await _win(plane))
+    sending = Post(outbox=outbox, sender=postman, now_ms=Clock().now_ms)
+    sending.take([PendingNotice(id="first", address=CHAT)])
+    running = asyncio.create_task(sending.run())
+    try:
+        await until(lambda: postman.attempts)
+        sending.take([PendingNotice(id="second", address=CHAT), PendingNotice(id="other", address=HERS)])
+        await until(lambda: postman.taken)
+        taking.set()
+        await until(lambda: len(postman.taken) == 3)
+        assert [letter.id for letter in postman.taken] == ["other", "first", "second"]
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
 # ---- where it may go
