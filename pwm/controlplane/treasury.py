@@ -89,7 +89,7 @@ class Treasury:
 
     def price_of(self, devices: Iterable[DeviceShare]) -> int:
         """What devices cost an hour, in micro-credits."""
-        prices = self.books.running().prices
+        prices = self.books.prices()
         return sum(d.millis * ledger.price_for(d.product_name, prices) for d in devices) // ledger.WHOLE_DEVICE
 
     def _has_limit(self, account: Account) -> bool:

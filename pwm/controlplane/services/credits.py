@@ -58,6 +58,7 @@ class CreditService:
     # ---- the rpcs
 
     async def GetCredits(self, request: api.GetCreditsRequest, context: CallContext) -> api.GetCreditsResponse:
+        self._books.refresh()
         principal = context.principal
         name = request.user or principal.name
         self._authorizer.require(principal, verb="get", kind="User", name=name)
@@ -71,6 +72,7 @@ class CreditService:
     async def GetGroupCredits(
         self, request: api.GetGroupCreditsRequest, context: CallContext
     ) -> api.GetGroupCreditsResponse:
+        self._books.refresh()
         if self._view.by_name("Group", request.group) is None:
             raise not_found(f"there is no group {request.group}")
         return api.GetGroupCreditsResponse(
@@ -84,6 +86,7 @@ class CreditService:
                 raise invalid(f"a report is not by {word!r}", next_step=f"choose of {', '.join(DIMENSIONS)}")
         if not 0 <= request.weeks <= MAX_WEEKS:
             raise invalid(f"a report is about 1 to {MAX_WEEKS} weeks")
+        self._books.refresh()
         sight = Sight(self._authorizer, context.principal)
         rows: dict[tuple[str, ...], list[int]] = defaultdict(lambda: [0, 0])
         for week, lines in self._weeks(max(1, request.weeks)):
