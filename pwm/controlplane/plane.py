@@ -107,15 +107,15 @@ class ControlPlane:
         address: str,
         clock: Clock,
         times: NodeTimes = DEFAULT_TIMES,
+        audit_kept_ms: int = DEFAULT_AUDIT_KEPT_MS,
         credit_policy: CreditPolicy = DEFAULT_POLICY,
         idle_policy: IdlePolicy = IDLE_POLICY,
-        audit_kept_ms: int = DEFAULT_AUDIT_KEPT_MS,
         peer_address: str = "",
         peer_token: str = "",
         dial_peer: Dial = dial_insecure,
         peer_refuses: Refused = connection_refused,
-        cluster_key: ClusterKey | None = None,
         credentials: Credentials | None = None,
+        cluster_key: ClusterKey | None = None,
         courier: Courier | None = None,
     ) -> None:
         """`credentials`: agents and replicas are known by their certificates; None: by tokens alone, without TLS.
@@ -183,9 +183,9 @@ class ControlPlane:
             authenticate=self.authenticator.node,
             times=times,
             custody=self.lineage,
-            gpu_used_from_percent=idle_policy.used_from_percent,
             give=self.secrets.given_to,
             issuance=credentials,
+            gpu_used_from_percent=idle_policy.used_from_percent,
         )
         self.credentials = credentials
         if credentials is not None:

@@ -164,6 +164,8 @@ class CreditService:
             return self._books.policy.week_of(self._books.now_ms())
         try:
             at = datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=UTC)
+            if not 1970 < at.year < 9999:
+                raise ValueError("no books reach so far")
         except ValueError as error:
             raise invalid(f"{day[:40]!r} is no day", next_step="write it as 2026-11-23") from error
         return self._books.policy.week_of(int(at.timestamp()) * 1000)

@@ -339,3 +339,10 @@ async def test_reports_are_of_oneself_and_of_groups_whose_figures_one_may_see() 
             "admin": everything,
             "stranger": set(),
         }
+
+
+@pytest.mark.parametrize("day", ["0001-01-01", "9999-12-31", "1970-01-01", "2026-02-30", "yesterday", "2026-1"])
+async def test_a_report_of_no_week_is_refused(day: str) -> None:
+    async with a_world() as world:
+        answer = await world.ask("admin", "GET", "/v1/report/explain", query={"week": day})
+        assert (answer.status, answer.json["details"][0]["nextStep"]) == (400, "write it as 2026-11-23")
