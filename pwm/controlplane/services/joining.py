@@ -65,7 +65,7 @@ class Joining:
         return api.GetAuthoritiesResponse(certificates=known.roots, id=known.bundle_id, authorities=known.entries())
 
     async def join(self, request: api.JoinRequest) -> api.JoinResponse:
-        known = self._in_use
+        _ = self._in_use  # or there is nothing to join with
         secret = request.token.removeprefix(JOIN_PREFIX).rpartition(".")[2]
         uid = token_uid(secret)
 
