@@ -65,7 +65,7 @@ class Joining:
         return api.GetAuthoritiesResponse(certificates=known.roots, id=known.bundle_id, authorities=known.entries())
 
     async def join(self, request: api.JoinRequest) -> api.JoinResponse:
-        _ = self._in_use  # or there is nothing to join with
+        known = self._in_use  # before the token is spent
         secret = request.token.removeprefix(JOIN_PREFIX).rpartition(".")[2]
         uid = token_uid(secret)
 
@@ -79,7 +79,8 @@ class Joining:
             certificates.requested_key(request.signing_request)
             await self._view.wait_for(0)
             if request.certificate:
-                return self._come_back(request)
+                self._check_return(request, known)
+                return _welcome(request, known)
             await self._commands.run(decide, actor=Actor(type=Actor.NODE, name=request.node))
         except certificates.BadRequest as error:
             raise invalid(str(error)) from error
@@ -87,20 +88,14 @@ class Joining:
             raise LoginFailed(str(error), next_step=error.next_step) from error
         except Refusal as error:
             raise invalid(str(error), next_step=error.next_step) from error
-        return self._welcome(request)
+        return _welcome(request, known)
 
-    def _come_back(self, request: api.JoinRequest) -> api.JoinResponse:
+    def _check_return(self, request: api.JoinRequest, known: Credentials) -> None:
         """A node that was switched off for longer than its certificate lived. Raises NotAdmitted, BadRequest."""
-        certified, ended_ms = self._in_use.returning(request)
+        certified, ended_ms = known.returning(request)
         node: Node | None = self._view.by_name("Node", request.node)
         now_ms = self._clock.now_ms()
         joining.check_return(request.node, node, certified=certified, ended_ms=ended_ms, now_ms=now_ms)
-        return self._welcome(request)
-
-    def _welcome(self, request: api.JoinRequest) -> api.JoinResponse:
-        known = self._in_use
-        certificate = known.certify_node(request.signing_request, request.node)
-        return api.JoinResponse(certificate=certificate, authorities=known.roots, authorities_id=known.bundle_id)
 
     async def create_token(
         self, request: api.CreateJoinTokenRequest, context: CallContext
@@ -140,3 +135,8 @@ class Joining:
             raise unavailable(str(error)) from error
         entries = known.entries()
         return api.RotateAuthorityResponse(authority=entries[0], old=entries[1] if len(entries) > 1 else None)
+
+
+def _welcome(request: api.JoinRequest, known: Credentials) -> api.JoinResponse:
+    certificate = known.certify_node(request.signing_request, request.node)
+    return api.JoinResponse(certificate=certificate, authorities=known.roots, authorities_id=known.bundle_id)
