@@ -16,6 +16,7 @@ import structlog
 
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.core.leaders import order
+from pwm.controlplane.core.scheduling.demand import DEFAULT_ZONE
 from pwm.controlplane.leadership import Duty, Leadership
 from pwm.controlplane.presence import Presence
 from pwm.controlplane.store.election import Election
@@ -27,7 +28,6 @@ log = structlog.get_logger(__name__)
 
 CHORES = "cluster"
 ZONE_PREFIX = "zone/"
-DEFAULT_ZONE = "default"
 
 BEAT_S = 1.0
 # By how much each further candidate holds back from a vacant role.

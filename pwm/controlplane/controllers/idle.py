@@ -21,6 +21,7 @@ from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import Commands
 from pwm.controlplane.core.decide import Change, change
 from pwm.controlplane.core.idle import IdlePolicy, judge, subject
+from pwm.controlplane.core.scheduling.demand import zone_of
 from pwm.controlplane.errors import ApiError
 from pwm.controlplane.store.commits import Guard
 from pwm.controlplane.view import View
@@ -88,7 +89,7 @@ class IdleController:
         found: dict[str, set[str]] = {}
         for uid in self._holding_gpus():
             workload = self._view.get("Workload", uid)
-            if workload is None or (workload.spec.zone or "default") != self._zone:
+            if workload is None or zone_of(workload.spec.zone) != self._zone:
                 continue
             holders = subject(workload, self._view.containers_of(uid), self._policy, now_ms=now_ms)
             if holders:

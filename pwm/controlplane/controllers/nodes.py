@@ -20,6 +20,7 @@ from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import Commands
 from pwm.controlplane.core.decide import Change, change, change_node_phase, report_container
 from pwm.controlplane.core.nodes import NodeTimes, Verdict, brake_is_on, losses, verdicts
+from pwm.controlplane.core.scheduling.demand import zone_of
 from pwm.controlplane.errors import ApiError
 from pwm.controlplane.presence import Presence
 from pwm.controlplane.store import errors as store_errors
@@ -58,7 +59,7 @@ class NodeController:
     async def run(self) -> None:
         """Until cancelled. Raises FenceLost when another replica leads."""
         while True:
-            nodes = [node for node in self._view.all("Node") if (node.spec.zone or "default") == self._zone]
+            nodes = [node for node in self._view.all("Node") if zone_of(node.spec.zone) == self._zone]
             try:
                 await self._judge(nodes)
                 await self._give_up([node for node in nodes if node.status.phase == NodeStatus.LOST])

@@ -23,6 +23,7 @@ from pwm.controlplane.core.ledger import devices_of
 from pwm.controlplane.core.limits import Account, HeldBack, accounts_of
 from pwm.controlplane.core.reconcile import Gap, Vacancy, reconcile
 from pwm.controlplane.core.scheduling.cluster import Cluster
+from pwm.controlplane.core.scheduling.demand import zone_of
 from pwm.controlplane.core.scheduling.plan import Placement, plan
 from pwm.controlplane.core.scheduling.queue import Waiting
 from pwm.controlplane.core.scheduling.spec import container_spec
@@ -114,7 +115,7 @@ class WorkloadController:
         changes: list[Change] = []
         for uid in marked:
             workload = self._view.get("Workload", uid)
-            if workload is not None and (workload.spec.zone or "default") != self._zone:
+            if workload is not None and zone_of(workload.spec.zone) != self._zone:
                 continue
             gap = reconcile(workload, self._view.containers_of(uid), now_ms=now_ms)
             self._note(uid, workload, gap, now_ms)

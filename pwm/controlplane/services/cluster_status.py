@@ -16,6 +16,7 @@ from pwm.api.v1.store_pb2 import Doubt
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import timestamp
 from pwm.controlplane.core.nodes import NodeTimes, Sight, silence, silence_said
+from pwm.controlplane.core.scheduling.demand import zone_of
 from pwm.controlplane.presence import Presence
 from pwm.controlplane.replicas import Replicas
 from pwm.controlplane.store import errors as store_errors
@@ -33,7 +34,6 @@ BEHIND_REVISIONS = 500
 # Times of events come from any replica's clock. A replica may take a while to say what its clock shows.
 CLOCKS_DIFFER_MS = 3_000
 CHORES = "cluster"
-DEFAULT_ZONE = "default"
 
 _ALARMS = {
     "NOSPACE": "it is out of space and refuses changes; PWM makes room, and if that does not help, raise its quota",
@@ -199,7 +199,7 @@ class ClusterStatus:
         """Zones where so many nodes are silent that none of them is given up."""
         zones: defaultdict[str, list[Sight]] = defaultdict(list)
         for node in self._view.all("Node"):
-            zones[node.spec.zone or DEFAULT_ZONE].append((node, self._presence.contact(node.metadata.name)))
+            zones[zone_of(node.spec.zone)].append((node, self._presence.contact(node.metadata.name)))
         for zone, sights in sorted(zones.items()):
             found = silence(sights, least_ms=self._times.grace_ms)
             if found.brake:

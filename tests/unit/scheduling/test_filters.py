@@ -87,7 +87,9 @@ def never_joined() -> Node:
 
 REFUSALS: list[tuple[Node, dict[str, Any], Reason.Code.ValueType, str]] = [
     (node("n1", zone="east"), {"zone": "west"}, Reason.EMPTY_NODE_SELECTOR, "n1 is in zone east, not in west"),
-    (node("n1"), {"zone": "west"}, Reason.EMPTY_NODE_SELECTOR, "n1 is in no zone, not in west"),
+    (node("n1"), {"zone": "west"}, Reason.EMPTY_NODE_SELECTOR, "n1 is in zone default, not in west"),
+    # Its leader decides about it alone: another zone's must not.
+    (node("n1", zone="east"), {}, Reason.EMPTY_NODE_SELECTOR, "n1 is in zone east, not in default"),
     (node("n1"), {"selectors": {"node": {"name": "n9"}}}, Reason.EMPTY_NODE_SELECTOR, "no node is called n9"),
     (
         node("n1", labels={"rack": "r1"}),

@@ -15,6 +15,7 @@ from pwm.quantity import QuantityError, parse_bytes, parse_cpu
 
 DEFAULT_DRIVER = "pwm.docker"
 # Words that mean "any", as users of every version wrote them; compared in lower case.
+DEFAULT_ZONE = "default"
 ANY_WORDS = frozenset({"", "pwm.all", "all", "empty"})
 CORE_MILLIS = 1000
 # Sizes that no machine has are cut to this, so that they are refused as such and sums stay within 64 bits.
@@ -28,7 +29,7 @@ class Demand:
     """Needs of one replica. `cpu_millis` and `memory_bytes` are None where the share of the node decides."""
 
     driver: str = DEFAULT_DRIVER
-    zone: str = ""
+    zone: str = DEFAULT_ZONE
     node: str = ""
     labels: tuple[tuple[str, str], ...] = ()
     cpu_products: tuple[str, ...] = ()
@@ -74,6 +75,15 @@ def is_any(word: str) -> bool:
     return word.lower() in ANY_WORDS
 
 
+def zone_of(named: str) -> str:
+    """The zone of a node or a workload: the one that its spec names, or the default.
+
+    Each belongs to exactly one, and only that one's leader decides about it. Were a workload without a zone placed
+    on any node, the leaders of two zones could give the same GPU away at the same moment.
+    """
+    return DEFAULT_ZONE if is_any(named) else named
+
+
 @lru_cache(maxsize=_DEMANDS_KEPT)
 def _read(
     selectors: bytes, driver: str, zone: str, memory: str, affinity: Config.Affinity.ValueType, volumes: bool
@@ -93,7 +103,7 @@ def _read(
         cpu_millis = -(-cpu_millis // CORE_MILLIS) * CORE_MILLIS
     return Demand(
         driver=driver or DEFAULT_DRIVER,
-        zone="" if is_any(zone) else zone,
+        zone=zone_of(zone),
         node="" if is_any(wanted.node.name) else wanted.node.name,
         labels=tuple(sorted((key, value) for key, value in wanted.label.items() if not is_any(value))),
         cpu_products=_products(cpu.product_name),

@@ -54,10 +54,9 @@ def _product_of(demand: Demand, model: GPUModel) -> bool:
 
 
 def _zone(demand: Demand, kind: NodeKind) -> Refusal | None:
-    if not demand.zone or demand.zone == kind.zone:
+    if demand.zone == kind.zone:
         return None
-    where = f"is in zone {kind.zone}" if kind.zone else "is in no zone"
-    return Refusal(Stage.ZONE, Reason.EMPTY_NODE_SELECTOR, f"{where}, not in {demand.zone}")
+    return Refusal(Stage.ZONE, Reason.EMPTY_NODE_SELECTOR, f"is in zone {kind.zone}, not in {demand.zone}")
 
 
 def _labels(demand: Demand, kind: NodeKind) -> Refusal | None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from pwm.api.v1.common_pb2 import Resources
 from pwm.api.v1.node_pb2 import Node, NodeSpec, NodeStatus
 from pwm.api.v1.workload_pb2 import Container
-from pwm.controlplane.core.scheduling.demand import CORE_MILLIS
+from pwm.controlplane.core.scheduling.demand import CORE_MILLIS, zone_of
 
 _MIB = 1024**2
 # Memory that is never promised to containers: the kernel, dockerd and the agent live on it. 2 % suits common
@@ -96,7 +96,7 @@ def kind_of(node: Node) -> NodeKind:
     allow = set(spec.allow) - {NodeSpec.ALLOW_UNSPECIFIED}
     labels = {**inventory.labels, **spec.labels}  # what an admin says stands over what the agent says
     return NodeKind(
-        zone=spec.zone,
+        zone=zone_of(spec.zone),
         labels=frozenset(labels.items()),
         cpu_workloads=not allow or NodeSpec.CPUWorkload in allow,
         gpu_workloads=not allow or NodeSpec.GPUWorkload in allow,

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pwm.controlplane.core.scheduling.demand import CORE_MILLIS, Demand
+from pwm.controlplane.core.scheduling.demand import CORE_MILLIS, DEFAULT_ZONE, Demand
 from pwm.controlplane.core.scheduling.scratch import Scratch
 from pwm.controlplane.core.scheduling.shares import Ints
 from pwm.controlplane.core.scheduling.survey import Survey
@@ -165,8 +165,8 @@ def _wider_selectors(survey: Survey) -> Iterator[Idea]:
     if demand.node:
         change = Change("leave selectors.node.name out to run on any node", (("selectors.node.name", ""),))
         yield replace(demand, node=""), change
-    if demand.zone:
-        yield replace(demand, zone=""), Change(f"leave the zone {demand.zone} out", (("zone", ""),))
+    if demand.zone != DEFAULT_ZONE:
+        yield replace(demand, zone=DEFAULT_ZONE), Change(f"leave the zone {demand.zone} out", (("zone", ""),))
 
 
 def _shrink(survey: Survey) -> Change | None:
