@@ -46,6 +46,7 @@ class AgentProcess:
             "cluster": "tests",
             "state_dir": str(folder / "state"),
             "docker_host": engine.host,
+            "plaintext": True,
         }
         self._process: asyncio.subprocess.Process | None = None
 

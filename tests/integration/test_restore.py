@@ -107,7 +107,7 @@ def test_a_restore_under_running_replicas_is_noticed_touches_nothing_and_is_sett
     pwm.start_controller("controller-2")
     assert stands_still(pwm, "controller-2"), "one that was started after it stands still as well"
 
-    eventually(lambda: "after" in pwm.pwm("admin", "accept-restore").out, "the agent has said what it has")
+    eventually(lambda: "users/after.0.1" in pwm.pwm("admin", "accept-restore").out, "the agent has said what it has")
     asked = pwm.pwm("admin", "accept-restore")
     assert asked.code == USAGE, "it goes on only if somebody agrees"
     assert "n1 users/after.0.1" in asked.out

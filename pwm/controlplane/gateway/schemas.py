@@ -18,11 +18,13 @@ Schema = dict[str, Any]
 _INT32_LIMIT = 2**31
 _F = FieldDescriptor
 
+# Whole groups of four, with "=" in place of what the last one lacks.
+_BASE64 = r"^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
 _SCALARS: dict[int, Schema] = {
     _F.TYPE_STRING: {"type": "string"},
     _F.TYPE_BOOL: {"type": "boolean"},
     _F.TYPE_DOUBLE: {"type": "number", "format": "double"},
-    _F.TYPE_BYTES: {"type": "string", "contentEncoding": "base64"},
+    _F.TYPE_BYTES: {"type": "string", "contentEncoding": "base64", "pattern": _BASE64},
     _F.TYPE_INT32: {"type": "integer", "format": "int32", "minimum": -_INT32_LIMIT, "maximum": _INT32_LIMIT - 1},
     _F.TYPE_UINT32: {"type": "integer", "format": "int64", "minimum": 0, "maximum": 2 * _INT32_LIMIT - 1},
     _F.TYPE_INT64: {"type": "string", "format": "int64", "pattern": "^-?[0-9]{1,19}$"},

@@ -13,6 +13,7 @@ import grpc
 import pytest
 from prometheus_client import CollectorRegistry
 
+from pwm.api.v1 import audit_pb2 as audit
 from pwm.api.v1 import resource_pb2
 from pwm.api.v1 import services_pb2 as s
 from pwm.api.v1.access_pb2 import Access
@@ -138,6 +139,12 @@ class System(SystemServiceServicer):
         self.world.note(request, context)
         return s.WhoAmIResponse(user=context.principal.name, groups=["vision"])
 
+    async def GetAuthorities(self, request: Any, context: Any) -> s.GetAuthoritiesResponse:
+        return s.GetAuthoritiesResponse()
+
+    async def Join(self, request: Any, context: Any) -> s.JoinResponse:
+        return s.JoinResponse()
+
 
 class Resources(ResourceServiceServicer):
     def __init__(self, world: World) -> None:
@@ -193,6 +200,10 @@ class Workloads(WorkloadServiceServicer):
     async def Stop(self, request: s.StopRequest, context: Any) -> s.StopResponse:
         self.world.note(request, context)
         return s.StopResponse(revision=2**53 + 1, changed=True)
+
+    async def Keep(self, request: s.KeepRequest, context: Any) -> s.KeepResponse:
+        self.world.note(request, context)
+        return s.KeepResponse(revision=1)
 
     async def Scale(self, request: s.ScaleRequest, context: Any) -> s.ScaleResponse:
         self.world.note(request, context)
@@ -250,6 +261,9 @@ class Events(EventServiceServicer):
     async def ListEvents(self, request: Any, context: Any) -> AsyncIterator[s.ListEventsResponse]:
         yield s.ListEventsResponse(text="something happened")
 
+    async def ListAudit(self, request: Any, context: Any) -> audit.ListAuditResponse:
+        return audit.ListAuditResponse()
+
 
 class Tokens(TokenServiceServicer):
     async def CreateToken(self, request: Any, context: Any) -> s.CreateTokenResponse:
@@ -293,6 +307,12 @@ class Admin(AdminServiceServicer):
 
     async def Verify(self, request: Any, context: Any) -> s.VerifyResponse:
         return s.VerifyResponse(streams=1)
+
+    async def CreateJoinToken(self, request: Any, context: Any) -> s.CreateJoinTokenResponse:
+        return s.CreateJoinTokenResponse(token="pwmjoin_secret")
+
+    async def RotateAuthority(self, request: Any, context: Any) -> s.RotateAuthorityResponse:
+        return s.RotateAuthorityResponse()
 
     async def CreateNodeToken(self, request: Any, context: Any) -> s.CreateNodeTokenResponse:
         return s.CreateNodeTokenResponse(token="pwm_secret")
