@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from tests.unit.cli_streams.conftest import Pwm
 from tests.unit.cli_streams.fake_server import END, FakeServer, cursor, frame
 from tests.unit.cli_streams.test_logs_and_inspect import workload
 
+SIGN_OF_LIFE_S = 1.0
 NO_OPTIONS: dict[str, Any] = dict.fromkeys(
     ("env", "memory", "workdir", "restart", "gpu", "gpu_model", "cpu", "node", "volume")
 )
@@ -56,8 +58,12 @@ class Cluster:
         response = web.StreamResponse()
         await response.prepare(request)
         await response.write(self.output + cursor("train.0.1", len(self.output)))
-        if self.last == "hangs":
-            await self.stopped.wait()
+        while self.last == "hangs" and not self.stopped.is_set():
+            # A sign of life, as from a real gateway: Python sees a signal that comes just before a read after it only.
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.stopped.wait(), SIGN_OF_LIFE_S)
+            with suppress(ConnectionError):
+                await response.write(cursor("train.0.1", len(self.output)))
         await response.write(END)
         return response
 
