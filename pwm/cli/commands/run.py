@@ -236,25 +236,36 @@ class Detached(BaseException):
     """The second Ctrl-C. Not an Exception: nothing on the way may take it for an error of its own."""
 
 
+# Among numbers of signals.
+_NO_SIGNAL = b"\0"
+
+
 class Interrupts:
     """Ctrl-C and SIGTERM while attached: the first stops the workload, the second leaves it.
 
-    The first must not break into the stream of output, which goes on until the container has ended, so
-    the stop is sent by a thread with a client of its own.
+    The first must not break into the stream of output, which goes on until the container has ended, so the stop is
+    sent by a thread with a client of its own. That thread hears of the signal by itself: Python runs a handler
+    between two steps of the main thread, which may have just begun to wait for output when the signal came.
     """
 
     def __init__(self, invocation: Invocation, target: Target, line: StatusLine) -> None:
         self._invocation = invocation
         self._target = target
         self._line = line
-        self._stopping: threading.Thread | None = None
         self._handlers: dict[int, Any] = {}
+        self._received = 0
+        self._heard, self._wake = os.pipe()
+        self._before = -1
+        self._listening = threading.Thread(target=self._listen, name="interrupts", daemon=True)
         # What to end with because of a signal; 0: none came.
         self.exit_code = 0
 
     def __enter__(self) -> Self:
+        self._listening.start()
+        os.set_blocking(self._wake, False)
+        self._before = signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._handlers[number] = signal.signal(number, self._received)
+            self._handlers[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(
@@ -262,18 +273,26 @@ class Interrupts:
     ) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._before)
+        os.close(self._wake)
+        self._listening.join()
+        os.close(self._heard)
 
     def settle(self) -> None:
         """Waits until a stop that was asked for has been sent."""
-        if self._stopping is not None:
-            self._stopping.join()
+        os.write(self._wake, _NO_SIGNAL)
+        self._listening.join()
 
-    def _received(self, number: int, frame: FrameType | None) -> None:
-        if self._stopping is not None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._received += 1
+        if self._received > 1:
             raise Detached
-        self.exit_code = 128 + number
-        self._stopping = threading.Thread(target=self._stop, name="stop", daemon=True)
-        self._stopping.start()
+
+    def _listen(self) -> None:
+        number = os.read(self._heard, 1)
+        if number and number != _NO_SIGNAL:
+            self.exit_code = 128 + number[0]
+            self._stop()
 
     def _stop(self) -> None:
         from pwm.cli.client import Client

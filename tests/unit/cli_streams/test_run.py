@@ -1,23 +1,26 @@
 """`pwm run`: what it declares, what it shows, and what it ends with."""
 
 import asyncio
+import io
 import json
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+import threading
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from pwm.cli.commands.run import volume_mount, workload_document
+from pwm.cli.commands.run import Interrupts, volume_mount, workload_document
 from pwm.cli.names import ADJECTIVES, NOUNS, readable_name
+from pwm.cli.progress import StatusLine
 from tests.unit.cli_streams.conftest import Pwm
 from tests.unit.cli_streams.fake_server import END, FakeServer, cursor, frame
 from tests.unit.cli_streams.test_logs_and_inspect import workload
 
-SIGN_OF_LIFE_S = 1.0
 NO_OPTIONS: dict[str, Any] = dict.fromkeys(
     ("env", "memory", "workdir", "restart", "gpu", "gpu_model", "cpu", "node", "volume")
 )
@@ -58,12 +61,8 @@ class Cluster:
         response = web.StreamResponse()
         await response.prepare(request)
         await response.write(self.output + cursor("train.0.1", len(self.output)))
-        while self.last == "hangs" and not self.stopped.is_set():
-            # A sign of life, as from a real gateway: Python sees a signal that comes just before a read after it only.
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self.stopped.wait(), SIGN_OF_LIFE_S)
-            with suppress(ConnectionError):
-                await response.write(cursor("train.0.1", len(self.output)))
+        if self.last == "hangs":
+            await self.stopped.wait()
         await response.write(END)
         return response
 
@@ -137,6 +136,39 @@ def test_the_first_interrupt_stops_the_workload_and_its_last_output_still_comes(
         process.send_signal(number)
         assert process.wait(20) == code
     assert cluster.stopped.is_set()
+
+
+def test_an_interrupt_that_comes_just_before_a_read_stops_it_too() -> None:
+    """As if: another thread is given the signal, so that no call of the main thread is broken off by it."""
+    stopped, line = threading.Event(), StatusLine(io.StringIO())
+
+    class Heard(Interrupts):
+        def _stop(self) -> None:
+            stopped.set()
+
+    unused: Any = None
+    with Heard(unused, unused, line) as interrupts:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        try:
+            other = threading.Thread(target=_take, args=(signal.SIGTERM, threading.get_native_id()))
+            other.start()
+            assert stopped.wait(20), "the main thread has not been given anything to do"
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+            other.join()
+        interrupts.settle()
+    assert interrupts.exit_code == 143
+
+
+def _take(number: signal.Signals, waiting: int) -> None:
+    """Takes the signal once that thread waits, as it does at many looks in a row."""
+    asleep = 0
+    while asleep < 20:
+        state = Path(f"/proc/self/task/{waiting}/stat").read_text().rpartition(")")[2].split()[0]
+        asleep = asleep + 1 if state == "S" else 0
+        time.sleep(0.001)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
+    signal.pthread_kill(threading.get_ident(), number)
 
 
 def test_the_second_interrupt_leaves_the_workload_to_itself(server: FakeServer, environment: dict[str, str]) -> None:
