@@ -32,6 +32,10 @@ DER = serialization.Encoding.DER
 CURVE = ec.SECP256R1()
 # A renewal that fails is tried again until the end: a third of the time is left for it.
 RENEW_AFTER = 2 / 3
+# So much may the clocks of two machines differ.
+BACKDATED_MS = 5 * 60_000
+# A signing request has about 400.
+MAX_REQUEST_CHARS = 4096
 
 
 class BadRequest(ValueError):
@@ -84,10 +88,6 @@ def renew_ms(begins_ms: int, ends_ms: int) -> int:
     return begins_ms + int((ends_ms - begins_ms) * RENEW_AFTER)
 
 
-# So much may the clocks of two machines differ.
-BACKDATED_MS = 5 * 60_000
-
-
 def instant(ms: int) -> dt.datetime:
     return dt.datetime.fromtimestamp(ms / 1000, dt.UTC)
 
@@ -124,10 +124,6 @@ def requested_key(text: str) -> ec.EllipticCurvePublicKey:
     if not valid:
         raise BadRequest("the signing request is not signed with its own key")
     return key
-
-
-# One is about 400.
-MAX_REQUEST_CHARS = 4096
 
 
 def proof(identity: "Identity", text: str) -> bytes:

@@ -61,8 +61,8 @@ async def run(config: ControllerConfig, stop: asyncio.Event) -> None:
             EtcdKV(config.etcd, credentials=config.etcd_credentials, quota_of=Quotas())
         )
         keys = Keys(config.prefix.encode())
-        credentials = _credentials(config, kv, keys, replica, clock) if config.tls else None
         cluster_key = ClusterKey.load_or_make(config.cluster_key_file) if config.cluster_key_file else None
+        credentials = _credentials(config, kv, keys, replica, clock, cluster_key) if config.tls else None
         plane = ControlPlane(
             kv=kv,
             keys=keys,
@@ -91,13 +91,15 @@ async def run(config: ControllerConfig, stop: asyncio.Event) -> None:
                 task.cancel()
 
 
-def _credentials(config: ControllerConfig, kv: EtcdKV, keys: Keys, replica: str, clock: Clock) -> Credentials:
-    assert config.cluster_key_file is not None, "there is TLS"
+def _credentials(
+    config: ControllerConfig, kv: EtcdKV, keys: Keys, replica: str, clock: Clock, cluster_key: ClusterKey | None
+) -> Credentials:
+    assert cluster_key is not None, "there is TLS"
     given = GivenCertificate(config.tls_cert, config.tls_key) if config.tls_cert and config.tls_key else None
     return Credentials(
         kv,
         keys=keys,
-        cluster_key=ClusterKey.load_or_make(config.cluster_key_file),
+        cluster_key=cluster_key,
         clock=clock,
         replica=replica,
         hosts=config.tls_hosts,

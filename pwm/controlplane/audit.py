@@ -7,7 +7,8 @@ the entry: `pwm admin verify` counts those. While the store is out of reach the 
 is counted.
 
 A batch whose write came to nothing, or of which nobody knows, is written again under the same key with the same
-bytes, so it is there once. Each start of a controller begins a chain of its own.
+bytes, so it is there once. Each start of a controller begins a chain of its own, and so does a restore of the store:
+it took an unknown part of the chain away.
 """
 
 import asyncio
@@ -53,11 +54,14 @@ class Audit:
         self._keys = keys
         self._clock = clock
         self._replica = replica
-        self._chain = f"{replica}.{clock.new_id()[-8:]}"
         self._tally = Tally()
         self._waiting: list[AuditEntry] = []
         self._lost = 0
         self._lost_since_ms = 0
+        self._begin_chain()
+
+    def _begin_chain(self) -> None:
+        self._chain = f"{self._replica}.{self._clock.new_id()[-8:]}"
         # The last batch that was written, and the one that is to be written next.
         self._number = 0
         self._previous = b""
@@ -136,10 +140,21 @@ class Audit:
 
     def _put(self, entry: AuditEntry) -> None:
         if len(self._waiting) >= MOST_WAITING:
-            self._lost_since_ms = self._lost_since_ms or self._clock.now_ms()
-            self._lost += 1
+            self._lose(1)
             return
         self._waiting.append(entry)
+
+    def _lose(self, count: int) -> None:
+        if count:
+            self._lost_since_ms = self._lost_since_ms or self._clock.now_ms()
+            self._lost += count
+
+    def begin_anew(self) -> None:
+        """The store was restored. Changes that wait are none of the log that is there now; they are counted as lost."""
+        waiting = [*(self._next[0].entries if self._next else ()), *self._waiting]
+        self._waiting = [entry for entry in waiting if entry.action != AuditEntry.CHANGE]
+        self._lose(len(waiting) - len(self._waiting))
+        self._begin_chain()
 
     # ---- writing it down
 

@@ -23,6 +23,7 @@ from pwm.certificates import (
     URI_SCHEME,
     Holder,
     Identity,
+    ends_ms,
     instant,
     key_pem,
     new_key,
@@ -108,7 +109,7 @@ def new_issuer(number: int, *, now_ms: int) -> Issuer:
 
 def bridge(successor: Issuer, before: Issuer, *, now_ms: int) -> bytes:
     """The successor's name and key, certified by the one before. DER."""
-    until_ms = min(certificate_ends_ms(successor.certificate), certificate_ends_ms(before.certificate))
+    until_ms = min(ends_ms(successor.certificate), ends_ms(before.certificate))
     made = (
         _builder("", before.certificate.subject, successor.key.public_key(), before.key.public_key(), now_ms=now_ms,
                  life_ms=until_ms - now_ms, subject=successor.certificate.subject)
@@ -117,10 +118,6 @@ def bridge(successor: Issuer, before: Issuer, *, now_ms: int) -> bytes:
         .sign(before.key, hashes.SHA256())
     )  # fmt: skip
     return made.public_bytes(DER)
-
-
-def certificate_ends_ms(certificate: x509.Certificate) -> int:
-    return int(certificate.not_valid_after_utc.timestamp() * 1000)
 
 
 def _builder(

@@ -44,7 +44,7 @@ from pwm.certificates import (
     is_proof,
     requested_key,
 )
-from pwm.controlplane.authority import Issuer, bridge, certificate_ends_ms, new_issuer
+from pwm.controlplane.authority import Issuer, bridge, new_issuer
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.cluster_key import ClusterKey, ClusterKeyError
 from pwm.controlplane.core import authorities as decisions
@@ -372,7 +372,7 @@ def _certificate(authority: Authority) -> x509.Certificate:
 def _entry(authority: Authority, *, issuing: bool) -> AuthorityEntry:
     certificate = _certificate(authority)
     made = AuthorityEntry(name=common_name(certificate), fingerprint=fingerprint(certificate), issuing=issuing)
-    made.expires_at.FromMilliseconds(certificate_ends_ms(certificate))
+    made.expires_at.FromMilliseconds(ends_ms(certificate))
     if authority.HasField("retires_at"):
         made.retires_at.CopyFrom(authority.retires_at)
     return made

@@ -342,6 +342,7 @@ class ControlPlane:
         """The store has gone back, or it was decided what follows from that."""
         if self.lineage.doubt is None:
             self.view.distrust()
+            self.audit.begin_anew()
         else:
             self.follower.out_of_reach(self.lineage.doubt.why)
         # As long as there was doubt nobody could be lost: nobody must be lost for it afterwards.

@@ -25,7 +25,8 @@ pytestmark = [pytest.mark.etcd, pytest.mark.docker]
 
 DONE, FAILED, NO_SERVER = 0, 1, 6
 # A hundred lines a second, and a last one that says how many there were.
-COUNT = "n=0; trap 'echo end $n; exit 0' TERM; while :; do n=$((n+1)); echo line $n; sleep 0.01; done"
+# A trap runs between any two commands: it must not tell of a line that is about to be printed.
+COUNT = "n=0; trap 'stop=1' TERM; until [ $stop ]; do n=$((n+1)); echo line $n; sleep 0.01; done; echo end $n"
 BYE = "echo begun; trap 'sleep 1; echo bye; exit 7' TERM; while :; do sleep 0.1; done"
 # An answer that etcd is away: 3 s on an idle machine, besides the start of the command.
 REFUSED_WITHIN_S = 10.0

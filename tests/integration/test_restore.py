@@ -89,6 +89,7 @@ def test_a_restore_under_running_replicas_is_noticed_touches_nothing_and_is_sett
     run(pwm, "after")
     running = alive(pwm)
     assert set(running) == {"before", "after"}
+    eventually(lambda: "after" in pwm.ok("events", "--audit"), "the audit has what the restore takes away, too")
     restore(pwm, tmp_path / "snapshot")
 
     for replica in pwm.replicas:

@@ -90,7 +90,7 @@ def test_parts_are_updated_one_by_one_under_running_containers(pwm: Upgrading) -
     assert set(pwm.versions().values()) == {"3.0.0"}
 
     pwm.update("controller-2")
-    assert sorted(pwm.versions().values()) == ["3.0.0", "3.0.0", "3.1.0"]
+    eventually(lambda: sorted(pwm.versions().values()) == ["3.0.0", "3.0.0", "3.1.0"], "the other one knows of it")
     old, new = pwm.at("controller"), pwm.at("controller-2")
     works(pwm, "mixed")
 

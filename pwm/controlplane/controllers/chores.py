@@ -13,7 +13,7 @@ from pwm.controlplane.store.guarded import GuardedKV
 from pwm.controlplane.store.keys import Keys
 from pwm.controlplane.store.kv import KV, Delete, Put
 from pwm.controlplane.store.prepared import guard_compare
-from pwm.controlplane.store.retention import DAY_MS, Retention
+from pwm.controlplane.store.retention import DAY_MS, EVENTS_PER_TXN, Retention
 from pwm.controlplane.store.space import look_after_space
 
 log = structlog.get_logger(__name__)
@@ -51,14 +51,16 @@ async def keep_audit(kv: KV, *, keys: Keys, clock: Clock, fence: Guard, kept_ms:
 
 async def drop_old_audit(kv: KV, *, keys: Keys, fence: Guard, before_ms: int) -> None:
     """Drops what is older, and says that it did. Raises FenceLost, KVError."""
-    oldest = await kv.range(keys.all_audit, keys.audit_from(before_ms), limit=1, keys_only=True)
-    if not oldest.kvs:
-        return
-    drop = Delete(keys.all_audit, keys.audit_from(before_ms))
-    result = await kv.txn([guard_compare(fence)], [Put(keys.audit_kept_since, b"%d" % before_ms), drop])
-    if not result.succeeded:
-        raise store_errors.FenceLost(fence.key)
-    log.info("dropped old entries of the audit", before_ms=before_ms)
+    until = keys.audit_from(before_ms)
+    dropped = 0
+    while (oldest := await kv.range(keys.all_audit, until, limit=EVENTS_PER_TXN, keys_only=True)).kvs:
+        drop = Delete(keys.all_audit, oldest.kvs[-1].key + b"\0")
+        result = await kv.txn([guard_compare(fence)], [Put(keys.audit_kept_since, b"%d" % before_ms), drop])
+        if not result.succeeded:
+            raise store_errors.FenceLost(fence.key)
+        dropped += len(oldest.kvs)
+    if dropped:
+        log.info("dropped old entries of the audit", before_ms=before_ms, batches=dropped)
 
 
 async def watch_space(kv: GuardedKV) -> None:

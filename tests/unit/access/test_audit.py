@@ -13,6 +13,7 @@ from pwm.api.v1.store_pb2 import Head, Record
 from pwm.controlplane import audit as audit_module
 from pwm.controlplane.auth import new_token, token_uid
 from pwm.controlplane.context import CallContext
+from pwm.controlplane.controllers import chores
 from pwm.controlplane.controllers.chores import drop_old_audit
 from pwm.controlplane.core.auditing import seal
 from pwm.controlplane.core.decide import Change
@@ -247,12 +248,37 @@ async def test_what_waits_while_the_store_is_away_is_written_once_and_what_does_
     assert "differences" not in await verified(world)
 
 
-async def test_what_is_too_old_is_dropped_by_the_leader_and_is_not_missing(world: World) -> None:
-    for number in range(3):
+async def test_a_restored_store_begins_new_chains_and_lacks_only_what_was_done_in_between(world: World) -> None:
+    audit, kv = world.plane.audit, world.plane.kv
+    call = CallContext(principal=await world.plane.authenticator.user(world.tokens["owner"], ""), peer="10.0.0.1")
+    await apply(world, "owner", "before")
+    await audit.write_down()
+    kept = {kv.key for kv in (await kv.range(KEYS.all_audit, KEYS.all_audit + b"\xff")).kvs}
+    audit.shell(call, group=OWN, container="gone")
+    await audit.write_down()
+    for batch in (await kv.range(KEYS.all_audit, KEYS.all_audit + b"\xff")).kvs:
+        if batch.key not in kept:
+            await kv.delete(batch.key)
+    await apply(world, "owner", "waits")
+    audit.shell(call, group=OWN, container="late")
+    audit.begin_anew()
+    audit.shell(call, group=OWN, container="after")
+    found = await entries(world)
+    assert [e["name"] for e in found if e["action"] == "SHELL_BEGAN"] == ["late", "after"]
+    assert [e["name"] for e in found if e["action"] == "CHANGE"] == ["before"]
+    assert [e["count"] for e in found if e["action"] == "LOST"] == ["1"]
+    assert "differences" not in await verified(world)
+
+
+async def test_what_is_too_old_is_dropped_by_the_leader_and_is_not_missing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chores, "EVENTS_PER_TXN", 2)
+    for number in range(6):
         await apply(world, "owner", f"w{number}")
         await world.plane.audit.write_down()
     kvs = (await world.plane.kv.range(KEYS.all_audit, KEYS.all_audit + b"\xff")).kvs
-    before_ms = KEYS.parse_audit(kvs[1].key)[0] + 1
+    before_ms = KEYS.parse_audit(kvs[-2].key)[0] + 1
     leader = KEYS.leader("cluster")
     await world.plane.kv.put(leader, b"r")
     fence = Guard(leader, create_revision=(await world.plane.kv.range(leader)).kvs[0].create_revision)
@@ -260,5 +286,5 @@ async def test_what_is_too_old_is_dropped_by_the_leader_and_is_not_missing(world
     with pytest.raises(FenceLost):
         await drop_old_audit(world.plane.kv, keys=KEYS, fence=stale, before_ms=before_ms)
     await drop_old_audit(world.plane.kv, keys=KEYS, fence=fence, before_ms=before_ms)
-    assert [e["name"] for e in await entries(world, actions="CHANGE")] == ["w2"]
+    assert [e["name"] for e in await entries(world, actions="CHANGE")] == ["w5"]
     assert "differences" not in await verified(world)
