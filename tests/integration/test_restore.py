@@ -89,7 +89,7 @@ def test_a_restore_under_running_replicas_is_noticed_touches_nothing_and_is_sett
     run(pwm, "after")
     running = alive(pwm)
     assert set(running) == {"before", "after"}
-    eventually(lambda: "after" in pwm.ok("events", "--audit"), "the audit has what the restore takes away, too")
+    eventually(lambda: "users/after" in pwm.ok("events", "--audit"), "the audit has what the restore takes away, too")
     restore(pwm, tmp_path / "snapshot")
 
     for replica in pwm.replicas:
@@ -122,6 +122,7 @@ def test_a_restore_under_running_replicas_is_noticed_touches_nothing_and_is_sett
     run(pwm, "new")
     assert not stands_still(pwm, "controller")
     assert pwm.phase("after") == "GONE"
+    eventually(lambda: "users/new" in pwm.ok("events", "--audit"), "the audit goes on")
     pwm.ok("admin", "verify")
     assert pwm.pwm("admin", "accept-restore", "--yes").code not in (DONE, NO_SERVER), "there is nothing to accept now"
     # Agents obey the epochs of later sessions, too.
