@@ -13,12 +13,14 @@ import argparse
 import asyncio
 import json
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,8 @@ REPORTS_PER_S = 500
 REPORTS_PER_CONTAINER = 3
 ARRAY = 250
 JOIN_LIMIT_S = 300.0
+# Of a write, each of which may take the store's time limit of 3 s.
+ATTEMPTS = 10
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -121,9 +125,16 @@ async def _apply(session: aiohttp.ClientSession, server: str, name: str, number:
         "spec": {"image": "sim", "replica": {"count": count}, "selectors": {"cpu": {"count": "100m"}},
                  "config": {"cmd": ["run"], "memory": "64MiB", "affinity": "Distribute"}},
     }  # fmt: skip
-    async with session.post(f"{server}/v1/apply", json={"documents": [document]}) as response:
-        answer = await response.json()
-        assert answer["results"][0]["outcome"] != "REFUSED", answer
+    headers = {"Idempotency-Key": secrets.token_hex(8)}
+    for attempt in range(ATTEMPTS):
+        async with session.post(f"{server}/v1/apply", json={"documents": [document]}, headers=headers) as response:
+            answer = await response.json()
+        if response.status != HTTPStatus.SERVICE_UNAVAILABLE:
+            break
+        # As every client of PWM does. How often is printed: a healthy cluster has no need of it.
+        print(f"attempt {attempt + 1} at {name}: {answer['message']}", file=sys.stderr, flush=True)
+    assert response.ok, answer
+    assert answer["results"][0]["outcome"] != "REFUSED", answer
 
 
 # ---- agents

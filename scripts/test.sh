@@ -9,11 +9,21 @@ if [ $# -gt 0 ]; then
     exec .venv/bin/python -m pytest "$@"
 fi
 
-# What only computes runs beside all the rest, which mostly waits, and gives way to it.
+# Most of the rest waits most of the time: beside it runs, first, what only computes and gives way to it, then the faults.
 computing="tests/sim tests/unit tests/property"
+faults="tests/faults"
 said=$(mktemp)
-# shellcheck disable=SC2086
-nice -n 10 .venv/bin/python -m pytest -o timeout=600 $computing >"$said" 2>&1 &
+(
+    ended=0
+    # What is told to end passes it on, and waits for the cleaning up.
+    trap 'kill "$running" 2>/dev/null || :; wait; exit 143' TERM
+    # shellcheck disable=SC2086
+    nice -n 10 .venv/bin/python -m pytest -o timeout=600 $computing & running=$!
+    wait "$running" || ended=$?
+    .venv/bin/python -m pytest "$faults" & running=$!
+    wait "$running" || ended=$?
+    exit "$ended"
+) >"$said" 2>&1 &
 beside=$!
 trap 'kill "$beside" 2>/dev/null || :; wait; rm -f "$said"' EXIT
 trap 'exit 130' INT TERM
@@ -21,8 +31,8 @@ trap 'exit 130' INT TERM
 scripts/lint.sh
 failed=0
 # shellcheck disable=SC2086
-.venv/bin/python -m pytest $(printf -- '--ignore=%s ' $computing) || failed=$?
+.venv/bin/python -m pytest $(printf -- '--ignore=%s ' $computing $faults) || failed=$?
 wait "$beside" || failed=$?
-echo "== beside it: $computing"
+echo "== beside it: $computing $faults"
 cat "$said"
 exit "$failed"

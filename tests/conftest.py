@@ -1,3 +1,10 @@
 """Fixtures for everybody: etcd, Docker engines and images. Each skips by name where it cannot run."""
 
+import signal
+
 pytest_plugins = ["tests.etcd_server", "tests.docker_engine", "tests.fake_gpus", "tests.images", "tests.pwm_cluster"]
+
+
+def pytest_configure() -> None:
+    """Who ends the run with SIGTERM leaves nothing behind either."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -9,6 +9,7 @@ import hashlib
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from operator import attrgetter
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -22,7 +23,7 @@ from pwm.controlplane.clock import Clock
 from pwm.controlplane.core import authz
 from pwm.controlplane.core.tokens import ID_CHARS, shown_name, speaks_for, state, warns_from_ms
 from pwm.controlplane.errors import ApiError, LoginFailed, refused, unavailable
-from pwm.controlplane.view import View, ViewChange
+from pwm.controlplane.view import View
 
 TOKEN_PREFIX = "pwm_"
 FOR_EVER_MS = 1 << 62
@@ -34,9 +35,12 @@ MOST_DECIDED = 1_000
 READING_LIMIT_S = 5.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Principal:
-    """A caller. `user` is None for the anonymous caller of a public rpc, and for nodes."""
+    """A caller. `user` is None for the anonymous caller of a public rpc, and for nodes.
+
+    One is kept for a token as long as nothing changes about it, so what each request asks is worked out once.
+    """
 
     user: User | None
     node: str | None = None
@@ -47,11 +51,16 @@ class Principal:
     # When the token ends, if it is soon: `2026-11-22T10:00:00Z`.
     ending: str = ""
 
-    @property
+    @cached_property
     def name(self) -> str:
         return self.user.metadata.name if self.user is not None else self.node or "anonymous"
 
-    @property
+    @cached_property
+    def uid(self) -> str:
+        """Of the user; "" for others."""
+        return self.user.metadata.uid if self.user is not None else ""
+
+    @cached_property
     def default_group(self) -> str:
         return authz.default_group(self.user) if self.user is not None else ""
 
@@ -80,18 +89,27 @@ def token_uid(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
+class _Known(NamedTuple):
+    """Whom a token was found to be good for: until when, and as long as nobody's rights change."""
+
+    principal: Principal
+    until_ms: int
+    rights: int
+
+
+# (uid of a token, its user, from which address, when)
+NoteUse: TypeAlias = Callable[[str, str, str, int], None]
+
+
 class Authenticator:
     """Tokens to principals, against the view."""
 
-    def __init__(
-        self, *, view: View, clock: Clock, note_use: Callable[[Token, str], None] = lambda token, peer: None
-    ) -> None:
-        """`note_use` is told of each request that came with a live token, and from which address."""
+    def __init__(self, *, view: View, clock: Clock, note_use: NoteUse = lambda uid, user, peer, now_ms: None) -> None:
+        """`note_use` is told of each request that came with a live token."""
         self._view = view
         self._clock = clock
         self._note_use = note_use
-        # Whom each token was found to be good for, by its uid, and until when.
-        self._known: dict[str, tuple[Principal, int]] = {}
+        self._known: dict[str, _Known] = {}
 
     async def user(self, token: str | None, peer: str) -> Principal:
         """The principal of a user's token; without a token the anonymous one.
@@ -102,30 +120,25 @@ class Authenticator:
             return ANONYMOUS
         if not self._view.synced:
             await self._reading_is_over()
-        uid = token_uid(token)
+        uid, now_ms = token_uid(token), self._clock.now_ms()
+        known = self._known.get(uid)
+        if known is None or known.rights != self._view.rights or now_ms >= known.until_ms:
+            known = self._look(uid, now_ms)
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+            self._known[uid] = known
+        self._note_use(uid, known.principal.name, peer, now_ms)
+        return known.principal
+
+    def _look(self, uid: str, now_ms: int) -> _Known:
+        """Who a user's token speaks for. Raises ApiError UNAUTHENTICATED."""
         found: Token | None = self._view.get("Token", uid)
         if found is None or not found.spec.user:
             raise _invalid("this token is not valid")
-        principal, until_ms = self._known.get(uid, (ANONYMOUS, 0))
-        # Messages of the view are never changed, only replaced: the same ones mean the same.
-        if (
-            principal.token is not found
-            or self._view.by_name("User", principal.name) is not principal.user
-            or self._clock.now_ms() >= until_ms
-        ):
-            principal, until_ms = self._look(found)
-            if len(self._known) >= MOST_KNOWN:
-                self._known.clear()
-            self._known[uid] = principal, until_ms
-        self._note_use(found, peer)
-        return principal
-
-    def _look(self, found: Token) -> tuple[Principal, int]:
-        """Who a user's token speaks for, and until when. Raises ApiError UNAUTHENTICATED."""
         user: User | None = self._view.by_name("User", found.spec.user)
         if user is None or not speaks_for(found, user):
             raise _invalid(f"there is no user {found.spec.user} any more, whose token this was", found)
-        match state(found, self._clock.now_ms()):
+        match state(found, now_ms):
             case TokenEntry.REVOKED:
                 raise _invalid(f"the token {shown_name(found)} of {found.spec.user} has been revoked", found)
             case TokenEntry.EXPIRED:
@@ -139,13 +152,13 @@ class Authenticator:
                 name=shown_name(found),
             )
         principal = Principal(user=user, token=found, token_id=found.metadata.uid[:ID_CHARS])
-        warned_from_ms = warns_from_ms(found)
+        warned_from_ms, rights = warns_from_ms(found), self._view.rights
         if warned_from_ms is None:
-            return principal, FOR_EVER_MS
-        if self._clock.now_ms() < warned_from_ms:
-            return principal, warned_from_ms
+            return _Known(principal, FOR_EVER_MS, rights)
+        if now_ms < warned_from_ms:
+            return _Known(principal, warned_from_ms, rights)
         ends = found.spec.expires_at
-        return replace(principal, ending=ends.ToJsonString()), ends.ToMilliseconds()
+        return _Known(replace(principal, ending=ends.ToJsonString()), ends.ToMilliseconds(), rights)
 
     async def _reading_is_over(self) -> None:
         """While the log is read anew, nobody is known and everybody must not be sent away for it."""
@@ -222,15 +235,10 @@ class Authorizer:
         self._view = view
         self._denied = denied
         self.roles: Mapping[str, Role] = _RolesByName(view)
-        # What has been decided, by the user's uid, as long as no user and no role changes.
+        # What has been decided, by the user's uid, as long as nobody's rights change.
         self._decided: dict[str, dict[_Question, bool]] = {}
+        self._decided_at = view.rights
         self._rules: dict[str, _Rule] = {}
-        self._readings = view.readings
-        view.observe(self._forget)
-
-    def _forget(self, change: ViewChange) -> None:
-        if change.kind in ("User", "Role"):
-            self._decided = {}
 
     def check_call(self, principal: Principal, access: Access, request: object, method: str) -> None:
         """Raises ApiError unless `access`, which is that of `method`, lets the principal call it with this request."""
@@ -249,15 +257,14 @@ class Authorizer:
             return
         if not rule.verb:
             raise refused(f"{method} says of nobody that they may call it")
-        kind = rule.kind or canonical_kind(str(rule.kind_of(request)))
+        kind = rule.kind or canonical_kind(rule.kind_of(request))
         if rule.filtered and _item_by_item(kind, request):
             return
-        group = ""
-        if rule.grouped:
-            group = rule.group_of(request) or principal.default_group
-        self.require(
-            principal, verb=rule.verb, kind=kind, group=group, name=rule.name_of(request), about=_name_in(request)
-        )
+        group = (rule.group_of(request) or principal.default_group) if rule.grouped else ""
+        name = rule.name_of(request)
+        if not self.may(principal, rule.verb, kind, group, name):
+            about = name or _name_in(request)
+            self.require(principal, verb=rule.verb, kind=kind, group=group, name=name, about=about)
 
     def require(
         self, principal: Principal, *, verb: str, kind: str, group: str = "", name: str = "", about: str = ""
@@ -266,7 +273,7 @@ class Authorizer:
 
         `about`: what it is wanted for, to be written down, when that does not matter to the question.
         """
-        if not self.may(principal, verb=verb, kind=kind, group=group, name=name):
+        if not self.may(principal, verb, kind, group, name):
             if self._denied is not None:
                 self._denied(principal, verb=verb, kind=kind, group=group, name=name or about)
             where = f" in group {group}" if group and kind not in authz.CLUSTER_KINDS else ""
@@ -277,20 +284,23 @@ class Authorizer:
                 + (", or name another group with -g" if where else ""),
             )
 
-    def may(self, principal: Principal, *, verb: str, kind: str, group: str = "", name: str = "") -> bool:
+    def may(self, principal: Principal, verb: str, kind: str, group: str = "", name: str = "") -> bool:
         """Whether the principal holds the verb now, whatever it held when the call or stream began."""
         if principal.user is None:
             return False
-        metadata = principal.user.metadata
-        decided = self.decided.setdefault(metadata.uid, {})
+        if self._view.rights != self._decided_at:
+            self._decided, self._decided_at = {}, self._view.rights
+        decided = self._decided.get(principal.uid)
+        if decided is None:
+            decided = self._decided[principal.uid] = {}
         question = (verb, kind, group, name if kind in authz.OWN_KINDS else "")
         allowed = decided.get(question)
         if allowed is None:
-            user: User | None = self._view.by_name("User", metadata.name)
+            user: User | None = self._view.by_name("User", principal.name)
             # Another one of the same name is somebody else.
             allowed = (
                 user is not None
-                and user.metadata.uid == metadata.uid
+                and user.metadata.uid == principal.uid
                 and authz.may(user, self.roles, verb=verb, kind=kind, group=group, name=name)
             )
             if len(decided) < MOST_DECIDED:
@@ -299,16 +309,7 @@ class Authorizer:
 
     def runs_the_cluster(self, principal: Principal) -> bool:
         """Such a one is not held to a rate: he has drills to run, and could change the limit anyway."""
-        return self.may(principal, verb="apply", kind="Cluster")
-
-    @property
-    def decided(self) -> "dict[str, dict[_Question, bool]]":
-        """By the user's uid. Another dictionary as soon as an answer could be another one."""
-        if self._view.readings != self._readings:
-            self._readings = self._view.readings
-            self._decided = {}
-        return self._decided
-
+        return self.may(principal, "apply", "Cluster")
 
 class _RolesByName(Mapping[str, Role]):
     """The view's roles, looked up without building a dictionary for each call."""
@@ -329,23 +330,22 @@ class _RolesByName(Mapping[str, Role]):
         return self._view.count("Role")
 
 
-KINDS = {
-    kind.lower(): kind
-    for kind in (
-        *("Workload", "Container", "Node", "GPU", "CPU", "Zone", "Group", "User", "Role", "Storage", "Volume"),
-        *("Secret", "ResourceCredit", "Bind", "Event"),
-    )
-}
+_KINDS = (
+    *("Workload", "Container", "Node", "GPU", "CPU", "Zone", "Group", "User", "Role", "Storage", "Volume"),
+    *("Secret", "ResourceCredit", "Bind", "Event"),
+)
+# As they are written, and as people write them.
+KINDS = {**{kind: kind for kind in _KINDS}, **{kind.lower(): kind for kind in _KINDS}}
 
 
 def canonical_kind(kind: str) -> str:
     """`workload` -> `Workload`. Raises ApiError for a kind that does not exist."""
-    found = KINDS.get(kind.lower())
+    found = KINDS.get(kind) or KINDS.get(kind.lower())
     if found is None:
         raise ApiError(
             grpc.StatusCode.INVALID_ARGUMENT,
             f"there is no kind {kind}",
-            next_step="kinds are " + ", ".join(KINDS.values()),
+            next_step="kinds are " + ", ".join(_KINDS),
         )
     return found
 

@@ -15,7 +15,6 @@ from pwm.api.v1.events_pb2 import Event
 from pwm.api.v1.identity_pb2 import User
 from pwm.api.v1.node_pb2 import GPU
 from pwm.api.v1.resource_pb2 import Bind
-from pwm.api.v1.workload_pb2 import Workload
 from pwm.controlplane.auth import Authorizer, Principal
 from pwm.controlplane.core.authz import OWN_KINDS
 from pwm.controlplane.core.targets import hidden_from, hidden_in_event
@@ -30,8 +29,6 @@ class Sight:
     def __init__(self, authorizer: Authorizer, principal: Principal) -> None:
         self._authorizer = authorizer
         self._principal = principal
-        self._decided: object = None
-        self._groups: dict[tuple[str, str], bool] = {}
 
     @property
     def default_group(self) -> str:
@@ -39,14 +36,14 @@ class Sight:
 
     def may(self, kind: str, *, group: str = "", name: str = "", verb: str = "get") -> bool:
         """Whether the caller holds a verb now."""
-        return self._authorizer.may(self._principal, verb=verb, kind=kind, group=group, name=name)
+        return self._authorizer.may(self._principal, verb, kind, group, name)
 
     def of(self, kind: str, item: Any) -> Any | None:
         """The item as the caller may see it; None: not at all."""
         if kind not in _ITEM_BY_ITEM:
-            if not self._sees_group(kind, item.metadata.group):
+            if not self._authorizer.may(self._principal, "get", kind, item.metadata.group):
                 return None
-            return hidden_from(item, self._principal.name) if isinstance(item, Workload) else item
+            return hidden_from(item, self._principal.name) if kind == "Workload" else item
         if isinstance(item, Event):
             return self.event(item) if self.sees_event(item) else None
         if isinstance(item, Bind):
@@ -61,16 +58,6 @@ class Sight:
     def event(self, event: Event) -> Event:
         """One that the caller may see, without what is not shown to him of it."""
         return hidden_in_event(event, self._principal.name)
-
-    def _sees_group(self, kind: str, group: str) -> bool:
-        """Looked up for each of 10,000 rows, which are of few groups."""
-        decided = self._authorizer.decided
-        if decided is not self._decided:
-            self._decided, self._groups = decided, {}
-        seen = self._groups.get((kind, group))
-        if seen is None:
-            seen = self._groups[kind, group] = self.may(kind, group=group)
-        return seen
 
     def sees_event(self, event: Event) -> bool:
         # The name and the uid of a token are the hash of it: it has a list of its own.

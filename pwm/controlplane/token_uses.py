@@ -44,9 +44,9 @@ class TokenUses:
         self._seen: dict[str, tuple[int, str, str]] = {}
         self._written_ms: dict[str, int] = {}
 
-    def note(self, token: Token, address: str) -> None:
-        """It has been used, now."""
-        self._seen[token.metadata.uid] = self._clock.now_ms(), address, token.spec.user
+    def note(self, uid: str, user: str, address: str, now_ms: int) -> None:
+        """A token, which is a user's, has been used."""
+        self._seen[uid] = now_ms, address, user
 
     async def of(self, tokens: Iterable[Token], *, user: str = "") -> dict[str, TokenUse]:
         """The newest known use of each, by uid; `user`: whose tokens they all are, if one's.

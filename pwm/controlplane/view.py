@@ -27,6 +27,8 @@ SUBSCRIPTION_LIMIT = 10_000
 # Newest changes kept for `pwm events`, and for those who come back from another replica; older ones are read from
 # the store.
 RECENT_CHANGES = 10_000
+# Kinds that say who may do what.
+RIGHTS = frozenset({"User", "Role", "Token"})
 
 
 class Entry(NamedTuple):
@@ -59,8 +61,8 @@ class View:
     def __init__(self) -> None:
         self.revision = 0
         self.synced = False
-        # Grows when everything is forgotten or has been read anew: what was worked out before may not hold.
-        self.readings = 0
+        # Grows when somebody may do more or less than before, or everything is forgotten or has been read anew.
+        self.rights = 0
         self.recent: deque[ViewChange] = deque()
         # All changes after this revision are in `recent`.
         self.recent_after = 0
@@ -143,7 +145,7 @@ class View:
         self._by_node.clear()
         self.recent.clear()
         self.synced = False
-        self.readings += 1
+        self.rights += 1
         for subscription in list(self._subscriptions):
             subscription.resync()
 
@@ -155,7 +157,7 @@ class View:
         """All heads of `revision` are in: the view may be read."""
         self.revision = self.recent_after = revision
         self.synced = True
-        self.readings += 1
+        self.rights += 1
         self._wake()
 
     def apply(self, event: Event, revision: int) -> None:
@@ -196,6 +198,8 @@ class View:
         before = held.state if held is not None else None
         after = entry.state if entry is not None else None
         self._index(event.kind, event.uid, before, after)
+        if event.kind in RIGHTS:
+            self.rights += 1
         self._tell(ViewChange(event.kind, event.uid, before, after, event, revision))
 
     def _tell(self, change: ViewChange) -> None:

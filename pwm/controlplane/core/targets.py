@@ -95,6 +95,8 @@ def _host(address: str) -> str:
 
 def hidden_from(state: Any, viewer: str) -> Any:
     """A Workload or a User as somebody may see it who did not create it, or is not it."""
+    if not state.spec.HasField("notify"):
+        return state
     owner = state.metadata.created_by.name if isinstance(state, Workload) else state.metadata.name
     return state if owner == viewer else hidden(state)
 
