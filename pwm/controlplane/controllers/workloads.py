@@ -8,7 +8,7 @@ left to do. A new leader marks everything.
 
 import asyncio
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -20,11 +20,11 @@ from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import Commands
 from pwm.controlplane.core.decide import Change, change, hold_back, place, request_stop
 from pwm.controlplane.core.ledger import devices_of
-from pwm.controlplane.core.limits import Account, HeldBack, accounts_of
+from pwm.controlplane.core.limits import OVER_CODES, REACHED_CODES, Account, accounts_of
 from pwm.controlplane.core.reconcile import Gap, Vacancy, reconcile
 from pwm.controlplane.core.scheduling.cluster import Cluster
 from pwm.controlplane.core.scheduling.demand import zone_of
-from pwm.controlplane.core.scheduling.plan import Placement, plan
+from pwm.controlplane.core.scheduling.plan import Placement, Refusals, plan
 from pwm.controlplane.core.scheduling.queue import Waiting
 from pwm.controlplane.core.scheduling.spec import container_spec
 from pwm.controlplane.core.secrets import missing
@@ -39,6 +39,7 @@ ACTOR = Actor(type=Actor.CONTROLLER, name="scheduler")
 # Every workload is looked at again this often, whatever the marks say.
 FULL_PASS_S = 30.0
 RETRY_DELAY_S = 0.5
+LIMIT_CODES = OVER_CODES | REACHED_CODES
 
 
 class WorkloadController:
@@ -183,12 +184,18 @@ class WorkloadController:
             self._contested = done.contested
             placed = len(placements) - len(done.skipped)
             log.debug("placed", containers=placed, waiting=len(waiting) - placed)
-        await self._tell(planned.refusals.held_back)
+        await self._tell(planned.refusals)
 
-    async def _tell(self, held_back: Mapping[str, HeldBack]) -> None:
+    async def _tell(self, refusals: Refusals) -> None:
         """Whom a limit keeps from starting, in the log."""
-        held = ((self._view.get("Workload", uid), why) for uid, why in held_back.items())
-        news = [change(workload, *hold_back(workload, why.reason)) for workload, why in held if workload is not None]
+        held = [(uid, why.reason) for uid, why in refusals.held_back.items()]
+        for uid in refusals.without_node:
+            workload = self._view.get("Workload", uid)
+            # What has been said already is not worked out again.
+            if workload is not None and workload.status.held_back.code not in OVER_CODES:
+                held.append((uid, refusals[uid].reason))
+        changes = ((self._view.get("Workload", uid), reason) for uid, reason in held if reason.code in LIMIT_CODES)
+        news = [change(workload, *hold_back(workload, reason)) for workload, reason in changes if workload is not None]
         news = [each for each in news if each.payloads]
         if news:
             await self._commands.run_in_parts(news, actor=ACTOR, guards=(self._fence,))

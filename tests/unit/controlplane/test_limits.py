@@ -17,6 +17,7 @@ from pwm.controlplane.controllers.workloads import WorkloadController
 from pwm.controlplane.core.decide import Change, change
 from pwm.controlplane.core.limits import GROUP, USER, Account, Use
 from pwm.controlplane.plane import ControlPlane
+from pwm.controlplane.services.event_text import said
 from pwm.controlplane.store.commits import Guard
 from pwm.controlplane.store.keys import Keys
 from pwm.controlplane.store.memory import MemoryKV
@@ -70,8 +71,9 @@ class Zones:
             applied = ev.WorkloadApplied(spec=spec, generation=1, first_attempt=1)
             await self.commit(Change("Workload", f"uid-w{number}", f"w{number}", "vision", None, (applied,)))
 
-    async def limit(self, account: Account, **gpus: int) -> None:
+    async def limit(self, account: Account, *, deny: tuple[str, ...] = (), **gpus: int) -> None:
         limits = ResourceLimits()
+        limits.nodes.deny.extend(deny)
         for name, value in gpus.items():
             if name == "workloads":
                 limits.workloads.concurrently = value
@@ -234,6 +236,19 @@ async def test_whom_a_limit_keeps_from_starting_is_in_the_log_once_for_each_run(
             await zones.limit(ANN, total=2)
             await zones.until(lambda: zones.first.view.count("Container") == 3)
         assert zones.told() == told
+
+
+async def test_that_no_node_is_left_for_somebody_is_in_the_log_as_any_other_limit() -> None:
+    async with two_zones() as zones:
+        await zones.limit(ANN, deny=("n-default", "n-spare"))
+        await zones.apply(1)
+        async with leading(zones):
+            await zones.until(lambda: zones.told() == [Reason.NODE_NOT_ALLOWED])
+            (event,) = (e for e in zones.first.view.recent_events if e.HasField("workload_held_back"))
+            assert said(event) == "denied: no node is open to user ann"
+            await zones.limit(ANN, deny=("n-spare",))
+            await zones.until(lambda: zones.first.view.count("Container") == 1)
+        assert zones.told() == [Reason.NODE_NOT_ALLOWED]
 
 
 async def test_what_was_decided_under_a_limit_is_not_written_once_that_has_changed() -> None:

@@ -239,6 +239,15 @@ def test_waiting_names_the_fewest_containers_in_the_way() -> None:
     assert suggestions(cluster, **wanted) == [f"wait for 3 GPUs held by {held} on n1"]
 
 
+def test_a_node_that_has_not_joined_is_waited_for_by_who_is_no_gang() -> None:
+    coming = node("n1", cores=0, memory=0, phase=NodeStatus.NOT_READY, drivers=())
+    coming.status.ClearField("inventory")
+    cluster = cluster_of(coming)
+    assert suggestions(cluster, cpu="1") == ["wait for n1, which has not joined yet"]
+    whole = "set gang to false to start replicas one by one"
+    assert suggestions(cluster, cpu="1", replicas=2, gang=True) == [whole]
+
+
 def test_a_gang_may_start_in_part() -> None:
     cluster = cluster_of(node("n1", gpus=4))
     assert suggestions(cluster, gpus=1, replicas=5, gang=True) == ["set gang to false to start 4 of 5 now"]

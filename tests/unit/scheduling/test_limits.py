@@ -156,6 +156,24 @@ def test_nodes_are_chosen_among_those_that_user_and_group_may_use() -> None:
     assert [p.node for p in start(cluster, of_ann("c")).placements] == ["n1"]
 
 
+def test_who_may_use_no_node_at_all_is_told_apart_from_who_waits_for_one() -> None:
+    cluster = limited(nodes={"deny": ["n1"]})
+    here, gone = {"selectors": {"node": {"name": "n1"}}}, {"selectors": {"node": {"name": "n9"}}}
+    made = plan(
+        cluster,
+        [*waiting_for(of_ann("denied", **here)), *waiting_for(of_ann("waits", gpus=9)),
+         *waiting_for(of_ann("lost", **gone)), *waiting_for(workload("other", gpus=9))],
+        now_ms=0, seed=0,
+    )  # fmt: skip
+    assert made.refusals.without_node == ["denied"]
+    denied = made.refusals["denied"]
+    assert denied.reason.message == "n1 is denied to user ann"
+    assert denied.suggestions == [
+        "leave selectors.node.name out to run on any node",
+        "have spec.limits.resources.nodes of user ann widened",
+    ]
+
+
 def test_the_limits_of_a_group_count_all_members_together() -> None:
     cluster = limited(VISION, gpus={"total": 3})
     made = start(cluster, of_ann("a", gpus=2), workload("b", gpus=2), workload("c", gpus=1))

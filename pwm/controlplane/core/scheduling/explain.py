@@ -77,6 +77,9 @@ def explain_demand(scratch: Scratch, demand: Demand, *, together: int = 1) -> Ex
     else:
         reason = _main_reason(survey, together)
     changes = changes_that_help(survey, together=together, possible=most >= together)
+    if reason.code == Reason.NODE_NOT_ALLOWED:
+        advice = f"have spec.limits.resources.nodes of {whom(demand.rules)} widened"
+        changes.append(Change(advice, at_once=False))
     return Explanation(reason=reason, refusals=_by_node(survey), changes=changes, possible=most >= together)
 
 

@@ -62,15 +62,24 @@ class Refusals(Mapping[str, Explanation]):
         self._scratch = scratch
         self._revision = cluster.revision
         self._demands: dict[str, tuple[Demand, int]] = {}
-        # Those of them whom a limit keeps from starting.
+        # Those of them whom a limit keeps from starting, and those who may not use every node.
         self.held_back: dict[str, HeldBack] = {}
+        self._ruled: list[str] = []
         self._known: dict[tuple[Demand, int], Explanation] = {}
 
     def add(self, workload_uid: str, demand: Demand, *, together: int = 1) -> None:
         self._demands.setdefault(workload_uid, (demand, together))
+        if demand.rules:
+            self._ruled.append(workload_uid)
 
     def add_limit(self, workload_uid: str, held: HeldBack) -> None:
         self.held_back.setdefault(workload_uid, held)
+
+    @property
+    def without_node(self) -> list[str]:
+        """Those for whom no node is left by what their accounts may use."""
+        table = self._scratch.table
+        return [uid for uid in self._ruled if not table.admits(self._demands[uid][0])]
 
     def __getitem__(self, workload_uid: str) -> Explanation:
         if workload_uid not in self._demands:

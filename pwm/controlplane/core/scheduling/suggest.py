@@ -43,9 +43,11 @@ def changes_that_help(survey: Survey, *, together: int, possible: bool) -> list[
     if stage == Stage.FITS:
         room = int(scratch.room(survey.demand).sum())
         found.append(Change(f"set gang to false to start {room} of {together} now", (("gang", ""),)))
-    elif stage >= Stage.READY and not possible:
+    elif stage >= Stage.READY and not possible and together > 1:
         found.append(Change("set gang to false to start replicas one by one", (("gang", ""),), at_once=False))
-    later = _wait(survey) if possible else None if found else _shrink(survey)
+    # Nobody knows yet what a node has that has not joined: one that does may be waited for.
+    unknown = stage == Stage.READY and together == 1
+    later = _wait(survey) if possible or unknown else None if found else _shrink(survey)
     return [*found, later] if later else found
 
 

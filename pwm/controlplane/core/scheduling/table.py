@@ -166,6 +166,15 @@ class Table:
             answers = self._admitted[rules] = np.array([self.place_of(refusal) for refusal in refused], np.int64)
         return answers
 
+    def admits(self, demand: Demand) -> bool:
+        """Whether any node that it could be meant for is one that it may use."""
+        passed = self.admitted(demand.rules) == PASSES
+        if not demand.node:
+            return bool(passed.any())
+        # A node that is not there is denied to nobody.
+        row = self.rows.get(demand.node)
+        return row is None or bool(passed[row])
+
     def place_of(self, refusal: Refusal | None) -> int:
         """The place of a refusal in `refusals`."""
         if refusal is None:
