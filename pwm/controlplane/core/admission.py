@@ -57,7 +57,6 @@ _NOT_YET: dict[str, tuple[tuple[str, str], ...]] = {
     "Workload": (("spec.volumes", "volumes are not mounted, so the workload waits and does not start"),),
     "Storage": (("spec", "nothing is stored there"),),
     "Volume": (("spec", "workloads that mount it wait"),),
-    "User": (("spec.limits.credits", "credits are not counted"),),
 }
 
 

@@ -125,6 +125,14 @@ def test_a_field_without_effect_in_this_version_is_kept_with_a_warning(spec: dic
     assert "is stored, but this version does not act on it yet" in warning.message
 
 
+@pytest.mark.parametrize("kind", ["User", "Group"])
+def test_credits_of_users_and_groups_are_counted_and_not_warned_of(kind: str) -> None:
+    document = {"kind": kind, "metadata": {"name": "a"}, "spec": {"limits": {"credits": {"weekly": 10}}}}
+    result = parse(document)
+    assert not result.warnings
+    assert result.message.spec.limits.credits.weekly == 10
+
+
 def test_quantities_stay_as_they_were_written() -> None:
     config = spec_of({"config": {"memory": "1.5G", "shmSize": "64m", "timeLimit": "1h30m"}}).config
     assert (config.memory, config.shm_size, config.time_limit) == ("1.5G", "64m", "1h30m")
