@@ -36,6 +36,7 @@ from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import timestamp
 from pwm.controlplane.core.evolve import fold_all
 from pwm.controlplane.core.nodes import DEFAULT_TIMES
+from pwm.controlplane.dispatcher.admittance import Admittance
 from pwm.controlplane.dispatcher.dispatcher import Dispatcher
 from pwm.controlplane.dispatcher.reports import ReportIntake
 from pwm.controlplane.follower import Follower
@@ -190,7 +191,8 @@ async def bench_reports(seconds: float) -> float:
     view.loaded(1)
     dispatcher = Dispatcher(
         replica="r", view=view, commands=_NoCommands(), clock=Clock(), presence=_NoPresence(),  # type: ignore[arg-type]
-        authenticate=_anybody, times=DEFAULT_TIMES,
+        admittance=Admittance(view=view, clock=Clock(), authenticate=_anybody, store_revision=_no_revision),
+        times=DEFAULT_TIMES,
     )  # fmt: skip
     server = grpc.aio.server(options=GRPC_OPTIONS)
     agent_pb2_grpc.add_AgentServiceServicer_to_server(dispatcher, server)
@@ -239,6 +241,10 @@ class _NoPresence:
 
 async def _anybody(token: str) -> str:
     return ""
+
+
+async def _no_revision() -> int:
+    return 0
 
 
 def main() -> int:

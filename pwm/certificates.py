@@ -1,8 +1,10 @@
 """Keys and certificates as both sides of a connection need them: who somebody is, for how long, and how to ask for it.
 
-A certificate of PWM's own authority says a *role* and a name, as a URI: `pwm://node/gpu01` may be the agent of that
-node and of no other, `pwm://controller/c1` a replica of the control plane. Nothing else in it means anything, least of
-all what its owner asked for: a signing request carries a key, and proves that whoever sends it has the secret half.
+A certificate of PWM's own authority says a *role* and a name, as a URI: `pwm://controller/c1` is a replica of the
+control plane, `pwm://node/gpu01/MEMBERSHIP` may be the agent of that node and of no other. The membership names the
+join that it comes from, and is passed on when it is renewed: the control plane knows which join of a node counts, if
+any, so one word in its log ends all certificates of a node. Nothing else in it means anything, least of all what its
+owner asked for: a signing request carries a key, and proves that whoever sends it has the secret half.
 
 Controllers have one DNS name more than their real ones, `SERVER_NAME`. Who knows the authority asks for this name,
 whatever address led there: only a controller of the cluster can have it. So neither a changed address nor a second one
@@ -48,6 +50,12 @@ class Holder:
 
     role: str
     name: str
+    # Of a node: which of its joins the certificate comes from.
+    membership: str = ""
+
+    @property
+    def uri(self) -> str:
+        return f"{URI_SCHEME}{self.role}/{self.name}" + (f"/{self.membership}" if self.membership else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +111,23 @@ def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
 
+def read_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
+    """What `key_pem` has written. Raises ValueError."""
+    key = serialization.load_pem_private_key(pem, password=None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ValueError("this is no key of an elliptic curve")
+    return key
+
+
 def signing_request(key: ec.EllipticCurvePrivateKey) -> str:
     """PEM. It names nobody: the answer does."""
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
     return builder.sign(key, hashes.SHA256()).public_bytes(PEM).decode()
+
+
+def key_digest(key: ec.EllipticCurvePublicKey) -> str:
+    """Names a key. SHA-256, in hex."""
+    return hashlib.sha256(key.public_bytes(DER, serialization.PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
 
 def requested_key(text: str) -> ec.EllipticCurvePublicKey:
@@ -163,8 +184,14 @@ def holder_of(chain: bytes) -> Holder | None:
         return None
     if len(uris) != 1 or not uris[0].startswith(URI_SCHEME):
         return None
-    role, slash, name = uris[0].removeprefix(URI_SCHEME).partition("/")
-    return Holder(role, name) if slash and name and role in (NODE, CONTROLLER) else None
+    role, _, rest = uris[0].removeprefix(URI_SCHEME).partition("/")
+    name, _, membership = rest.partition("/")
+    return Holder(role, name, membership) if name and role in (NODE, CONTROLLER) else None
+
+
+def serial(certificate: x509.Certificate) -> str:
+    """In hex, as other tools show it."""
+    return f"{certificate.serial_number:x}"
 
 
 def common_name(certificate: x509.Certificate) -> str:

@@ -20,7 +20,6 @@ from pwm.certificates import (
     NODE,
     PEM,
     SERVER_NAME,
-    URI_SCHEME,
     Holder,
     Identity,
     ends_ms,
@@ -55,10 +54,12 @@ class Issuer:
     def key_der(self) -> bytes:
         return self.key.private_bytes(DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
-    def for_node(self, key: ec.EllipticCurvePublicKey, node: str, *, now_ms: int, life_ms: int) -> bytes:
+    def for_node(
+        self, key: ec.EllipticCurvePublicKey, node: str, membership: str, *, now_ms: int, life_ms: int
+    ) -> bytes:
         """PEM: the node's certificate, and what leads to every authority that is trusted."""
         usage = [ExtendedKeyUsageOID.CLIENT_AUTH]
-        return self._chain(key, Holder(NODE, node), usage, names=(), now_ms=now_ms, life_ms=life_ms)
+        return self._chain(key, Holder(NODE, node, membership), usage, names=(), now_ms=now_ms, life_ms=life_ms)
 
     def for_controller(self, replica: str, *, hosts: Sequence[str], now_ms: int, life_ms: int) -> Identity:
         """`hosts`: names and addresses under which browsers and tools that know no better look for it."""
@@ -79,7 +80,7 @@ class Issuer:
         now_ms: int,
         life_ms: int,
     ) -> bytes:
-        who = x509.UniformResourceIdentifier(f"{URI_SCHEME}{holder.role}/{holder.name}")
+        who = x509.UniformResourceIdentifier(holder.uri)
         alternatives: list[x509.GeneralName] = [who, *map(_host, names)]
         made = (
             _builder(holder.name, self.certificate.subject, key, self.key.public_key(), now_ms=now_ms, life_ms=life_ms)

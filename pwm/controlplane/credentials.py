@@ -24,7 +24,7 @@ import structlog
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
-from pwm.api.v1.agent_pb2 import RenewRequest, RenewResponse
+from pwm.api.v1.node_pb2 import NodeCertificate
 from pwm.api.v1.services_pb2 import AuthorityEntry, JoinRequest
 from pwm.api.v1.store_pb2 import Authorities, Authority
 from pwm.certificates import (
@@ -37,12 +37,14 @@ from pwm.certificates import (
     BadRequest,
     Holder,
     Identity,
+    begins_ms,
     common_name,
     ends_ms,
     fingerprint,
     holder_of,
     is_proof,
     requested_key,
+    serial,
 )
 from pwm.controlplane.authority import Issuer, bridge, new_issuer
 from pwm.controlplane.clock import Clock
@@ -86,6 +88,14 @@ class _Known:
     record: Authorities
     revision: int
     issuer: Issuer
+
+
+@dataclass(frozen=True, slots=True)
+class Certified:
+    """A node's certificate. `chain`: PEM, with what leads to every authority that is trusted."""
+
+    chain: str
+    entry: NodeCertificate
 
 
 class Credentials:
@@ -165,12 +175,13 @@ class Credentials:
 
     # ---- what it does for others
 
-    def certify_node(self, signing_request: str, node: str) -> str:
-        """PEM, the node's certificate first. Raises certificates.BadRequest."""
+    def certify_node(self, signing_request: str, node: str, membership: str) -> Certified:
+        """A certificate for the key of the signing request. Raises certificates.BadRequest."""
         key = requested_key(signing_request)
-        return self._issuer.for_node(key, node, now_ms=self._clock.now_ms(), life_ms=self._life_ms).decode()
+        chain = self._issuer.for_node(key, node, membership, now_ms=self._clock.now_ms(), life_ms=self._life_ms)
+        return Certified(chain.decode(), _node_entry(x509.load_pem_x509_certificate(chain)))
 
-    def returning(self, request: JoinRequest) -> tuple[str, int]:
+    def returning(self, request: JoinRequest) -> tuple[Holder, int]:
         """Whom the ended certificate that a node shows is for, and when it ended. Raises certificates.BadRequest.
 
         It must be of an authority that is trusted now, and shown by whoever has its key.
@@ -188,17 +199,7 @@ class Credentials:
             raise BadRequest("this is not the certificate of a node of this cluster")
         if not is_proof(shown, request.signing_request, request.proof):
             raise BadRequest("the signing request is not signed with the key of the certificate")
-        return holder.name, ends_ms(shown)
-
-    def renew(self, request: RenewRequest, node: str) -> RenewResponse:
-        """Raises certificates.BadRequest."""
-        certificate = self.certify_node(request.signing_request, node)
-        return RenewResponse(certificate=certificate, authorities=self.roots, authorities_id=self.bundle_id)
-
-    def node_of(self, auth_context: dict[str, Sequence[bytes]]) -> str | None:
-        """The node at the other end of a call; None: it is none."""
-        holder = peer(auth_context)
-        return holder.name if holder is not None and holder.role == NODE else None
+        return holder, ends_ms(shown)
 
     def is_controller(self, auth_context: dict[str, Sequence[bytes]]) -> bool:
         holder = peer(auth_context)
@@ -367,6 +368,13 @@ def _use(context: ssl.SSLContext, identity: Identity) -> None:
 
 def _certificate(authority: Authority) -> x509.Certificate:
     return x509.load_der_x509_certificate(authority.certificate)
+
+
+def _node_entry(certificate: x509.Certificate) -> NodeCertificate:
+    made = NodeCertificate(serial=serial(certificate), fingerprint=fingerprint(certificate))
+    made.issued_at.FromMilliseconds(begins_ms(certificate))
+    made.expires_at.FromMilliseconds(ends_ms(certificate))
+    return made
 
 
 def _entry(authority: Authority, *, issuing: bool) -> AuthorityEntry:

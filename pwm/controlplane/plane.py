@@ -41,11 +41,13 @@ from pwm.controlplane.core.scheduling.cluster import Cluster
 from pwm.controlplane.credentials import Credentials
 from pwm.controlplane.delivery.courier import Courier, NoticeSettings
 from pwm.controlplane.delivery.outbox import Outbox
+from pwm.controlplane.dispatcher.admittance import Admittance
 from pwm.controlplane.dispatcher.dispatcher import Dispatcher
 from pwm.controlplane.follower import Follower
 from pwm.controlplane.gateway.site import HealthReport
 from pwm.controlplane.hearing import Hearing
 from pwm.controlplane.leadership import Duty
+from pwm.controlplane.memberships import Memberships
 from pwm.controlplane.peerdoor import PeerDoor
 from pwm.controlplane.peers import Dial, Peers, Refused, connection_refused, dial_insecure
 from pwm.controlplane.presence import Presence
@@ -174,20 +176,29 @@ class ControlPlane:
         self.token_uses = TokenUses(kv, keys=keys, clock=clock)
         self.authenticator = Authenticator(view=self.view, clock=clock, note_use=self.token_uses.note)
         self.authorizer = Authorizer(self.view, denied=self.audit.denied)
+        self.credentials = credentials
+        memberships = None
+        if credentials is not None:
+            memberships = Memberships(view=self.view, commands=self.commands, clock=clock, credentials=credentials)
         self.dispatcher = Dispatcher(
             replica=replica,
             view=self.view,
             commands=self.commands,
             clock=clock,
             presence=self.presence,
-            authenticate=self.authenticator.node,
+            admittance=Admittance(
+                view=self.view,
+                clock=clock,
+                authenticate=self.authenticator.node,
+                store_revision=self.store.revision,
+                issuance=memberships,
+            ),
             times=times,
             custody=self.lineage,
             give=self.secrets.given_to,
-            issuance=credentials,
+            issuance=memberships,
             gpu_used_from_percent=idle_policy.used_from_percent,
         )
-        self.credentials = credentials
         if credentials is not None:
             credentials.observe(self.dispatcher.reconfigure)
         self.peers = Peers(
@@ -212,6 +223,7 @@ class ControlPlane:
             commands=self.commands,
             clock=clock,
             credentials=credentials,
+            memberships=memberships,
             replicas=lambda: self.presence.replicas.values(),
         )
         self._keys = keys

@@ -102,6 +102,7 @@ class Agent:
                 tell_again=self.supervisor.tell_again,
                 secrets=self.supervisor.secrets,
                 authorities_are=membership.told if membership else lambda authorities_id: None,
+                shut_out=membership.shut_out if membership else lambda why: None,
                 gpu_used_from=self._activity.configure,
             ),
             dial=membership.dial if membership else dial,

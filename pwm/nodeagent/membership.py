@@ -1,12 +1,17 @@
 """What makes this agent its node's: a certificate of the cluster's own authority, and the secret key that goes with it.
 
 It gets the first one for a join token: it asks a controller for its authorities, goes on only if one has the
-fingerprint that is in the token, and shows the token then. The key is made here and never leaves. A certificate is good
+fingerprint that is in the token, and shows the token then. The key is made here and never leaves; it is on disk before
+the token is used up, so that an answer that got lost can be asked for again, with the same key. A certificate is good
 for a day; at two thirds of that, or as soon as the control plane says that it trusts other authorities, the agent asks
 for the next one, over a connection that only this node can have. A session that is open goes on; the next one uses
 what is new.
 
+An admin may end a node's certificates at any time. The agent goes on asking, and once it is started with another join
+token, it joins anew.
+
     STATE/tls/identity.pem      key and certificate, for this user only
+    STATE/tls/joining.pem       the key to join with, until it has joined
     STATE/tls/authorities.pem   whom to believe
 """
 
@@ -20,10 +25,11 @@ from urllib.parse import urlsplit
 
 import grpc
 import structlog
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 from pwm.api.v1.agent_pb2 import RenewRequest
 from pwm.api.v1.agent_pb2_grpc import AgentServiceStub
-from pwm.certificates import NODE, Holder, Identity, key_pem, new_key, proof, signing_request
+from pwm.certificates import NODE, Identity, key_pem, new_key, proof, read_key, signing_request
 from pwm.nodeagent.config import AgentConfig, ConfigError
 from pwm.nodeagent.session import CHANNEL_OPTIONS, Channel
 from pwm.trust import SERVER_NAME, Refusal, TrustError, ask, bundle_id, find_authorities, parse_fingerprint, pinned
@@ -31,6 +37,7 @@ from pwm.trust import SERVER_NAME, Refusal, TrustError, ask, bundle_id, find_aut
 log = structlog.get_logger(__name__)
 
 JOIN_PREFIX = "pwmjoin."
+JOINING = "joining.pem"
 # Controllers serve the API there unless they are told otherwise.
 API_PORT = 4700
 # Between attempts to join, and to renew: short beside the third of its life that is left to a certificate then.
@@ -53,6 +60,7 @@ class Membership:
         self._authorities = ""
         self._authorities_id = ""
         self._told = asyncio.Event()
+        self._shut_out = asyncio.Event()
         # Renewals since the start.
         self.renewals = 0
 
@@ -61,9 +69,9 @@ class Membership:
         self._read()
         if self._identity is None or (self._config.join_token and self._has_ended):
             await self._join()
-        identity = self.identity
-        if identity.holder != Holder(NODE, self._config.node):
-            whose = identity.holder.name if identity.holder else "nobody"
+        holder = self.identity.holder
+        if holder is None or (holder.role, holder.name) != (NODE, self._config.node):
+            whose = holder.name if holder else "nobody"
             raise ConfigError(
                 f"The certificate in {self._dir} is for node {whose}, not for {self._config.node}; remove it to join "
                 "under another name"
@@ -98,7 +106,7 @@ class Membership:
             fingerprint = parse_fingerprint(token.removeprefix(JOIN_PREFIX).partition(".")[0])
         except ValueError:
             raise ConfigError("This is no join token: one begins with pwmjoin. and a fingerprint") from None
-        key = new_key()
+        key = self._key_to_join_with()
         body = {"token": token, "node": self._config.node, "signingRequest": signing_request(key)}
         said = ""
         while True:
@@ -113,12 +121,27 @@ class Membership:
                     why = str(error)
                 else:
                     self._keep(Identity(answer["certificate"].encode(), key_pem(key)), answer["authorities"])
+                    (self._dir / JOINING).unlink(missing_ok=True)
                     log.info("joined", node=self._config.node, controller=f"{host}:{port}")
                     return
                 if why != said:
                     log.warning("cannot join yet", why=why)
                     said = why
             await asyncio.sleep(RETRY_S)
+
+    def _key_to_join_with(self) -> EllipticCurvePrivateKey:
+        """The one that a join was tried with before, if it was: it may be known with that already."""
+        file = self._dir / JOINING
+        try:
+            return read_key(file.read_bytes())
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            log.warning("the key in the state directory cannot be used, another one is made", why=str(error))
+        key = new_key()
+        self._dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _write(file, key_pem(key))
+        return key
 
     def _join_at(self) -> list[tuple[str, int]]:
         """Where controllers serve their API."""
@@ -134,8 +157,26 @@ class Membership:
         if authorities_id and authorities_id != self._authorities_id:
             self._told.set()
 
+    def shut_out(self, why: str) -> None:
+        """A controller of this cluster says that the certificate counts for nothing any more."""
+        self._shut_out.set()
+
     async def run(self) -> None:
         """Until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._keep_renewed())
+            if self._config.join_token:
+                tasks.create_task(self._join_anew())
+
+    async def _join_anew(self) -> None:
+        """With the token that the agent was started with, once: it may be one that was used long ago."""
+        await self._shut_out.wait()
+        try:
+            await self._join()
+        except ConfigError as error:
+            log.error("this node is shut out, and its join token does not help", why=str(error))
+
+    async def _keep_renewed(self) -> None:
         while True:
             await self._until_due()
             self._told.clear()

@@ -101,6 +101,8 @@ class Callbacks:
     secrets: Secrets
     # Which authorities the control plane trusts, by the name of the set.
     authorities_are: Callable[[str], None] = lambda authorities_id: None
+    # What this node shows is good for nothing any more, says a controller that is believed.
+    shut_out: Callable[[str], None] = lambda why: None
     # From how many percent on a GPU counts as used; 0: not said.
     gpu_used_from: Callable[[int], None] = lambda percent: None
 
@@ -162,6 +164,8 @@ class Sessions:
                 if self._leaving:
                     return
                 log.warning("session ended", server=address, why=_why(error))
+                if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                    self._callbacks.shut_out(error.details() or "")
             failures = 0 if connected else failures + 1
             await asyncio.sleep(self._back_off(failures))
 

@@ -109,6 +109,31 @@ def test_an_agent_that_was_away_for_longer_than_its_certificate_lived_comes_back
     eventually(lambda: "session begins" in pwm.log("agent").partition(back)[2], "it has a session with another one")
 
 
+def test_a_revoked_node_is_out_at_every_controller_until_it_joins_anew(pwm: PwmCluster) -> None:
+    listed = json.loads(pwm.ok("admin", "node", "credentials", "n1", "-o", "json"))["credentials"]
+    assert f"{certificate(pwm).certificate.serial_number:x}" in [entry["id"] for entry in listed]
+    before = len(pwm.log("agent"))
+    assert pwm.ok("admin", "node", "revoke", "n1").startswith("node/n1 revoked: ")
+    eventually(lambda: pwm.node()["status"].get("disconnected"), "its session has ended")
+
+    def refused() -> set[str]:
+        """By which controllers it has been sent away."""
+        ends = [line for line in pwm.log("agent")[before:].splitlines() if "n1 have been revoked" in line]
+        return {replica.part for replica in pwm.replicas for line in ends if replica.agents in line}
+
+    eventually(lambda: len(refused()) == 2, "both controllers send it away", limit_s=30)
+    assert pwm.node()["status"].get("disconnected"), "and so it stays"
+    pwm.stop("agent")
+    (pwm.directory / "join-token").unlink()
+    pwm.start_agent(wait=False)
+    eventually(lambda: not pwm.node()["status"].get("disconnected"), "it has joined anew", limit_s=30)
+    said = pwm.ok("events", "node", "n1")
+    assert "certificates revoked" in said
+    assert "joined with a join token" in said
+    audit = pwm.ok("events", "--audit", "--user", "admin", "-n", "1000")
+    assert "Node n1: node credentials revoked" in audit
+
+
 def test_people_pin_the_authority_by_its_fingerprint(pwm: PwmCluster, tmp_path: Path) -> None:
     fingerprint = json.loads(pwm.ok("admin", "ca", "show", "-o", "json"))[0]["fingerprint"]
     config = str(tmp_path / "config")

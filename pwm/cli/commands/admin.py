@@ -7,6 +7,7 @@ from pwm.cli.command import CONNECTION, Argument, Command, Option, seconds
 from pwm.cli.commands.admin_ca import CA, JOIN_TOKEN
 from pwm.cli.commands.admin_can import CAN
 from pwm.cli.commands.admin_init import INIT
+from pwm.cli.commands.admin_node import NODE
 from pwm.cli.commands.admin_restore import ACCEPT_RESTORE
 from pwm.cli.errors import CliError, UsageError
 
@@ -266,6 +267,7 @@ COMMANDS = {
             CAN,
             INIT,
             JOIN_TOKEN,
+            NODE,
             CA,
             Command(
                 "node-token",

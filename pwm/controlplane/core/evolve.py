@@ -36,6 +36,10 @@ State: TypeAlias = (
     | Ledger
 )
 
+# Of each node: those that live at the same time are two, the old one and the new one; more are of an agent that has
+# trouble. The rest counts all the same, until it ends.
+CERTIFICATES_KEPT = 8
+
 STATE_TYPES: dict[str, type[State]] = {
     "Workload": Workload,
     "Container": Container,
@@ -246,6 +250,28 @@ def _node_phase_changed(state: Any, event: ev.Event) -> None:
     state.status.reason.CopyFrom(event.node_phase_changed.reason)
 
 
+def _node_admitted(state: Any, event: ev.Event) -> None:
+    admitted, credentials = event.node_admitted, state.status.credentials
+    credentials.Clear()
+    credentials.membership = admitted.membership
+    credentials.since.CopyFrom(event.time)
+    credentials.certificates.append(admitted.certificate)
+
+
+def _node_certified(state: Any, event: ev.Event) -> None:
+    credentials, now_ms = state.status.credentials, event.time.ToMilliseconds()
+    alive = [c for c in credentials.certificates if c.expires_at.ToMilliseconds() > now_ms]
+    del credentials.certificates[:]
+    credentials.certificates.extend([*alive, event.node_certified.certificate][-CERTIFICATES_KEPT:])
+
+
+def _node_credentials_revoked(state: Any, event: ev.Event) -> None:
+    credentials = state.status.credentials
+    credentials.Clear()
+    credentials.revoked_at.CopyFrom(event.time)
+    credentials.revoked_by.CopyFrom(event.actor)
+
+
 def _set_node_phase(status: NodeStatus, phase: NodeStatus.Phase.ValueType, event: ev.Event) -> None:
     if status.phase != phase:
         status.phase = phase
@@ -324,6 +350,9 @@ _HANDLERS: dict[str, Callable[[Any, ev.Event], None]] = {
     "node_applied": _node_applied,
     "node_joined": _node_joined,
     "node_phase_changed": _node_phase_changed,
+    "node_admitted": _node_admitted,
+    "node_certified": _node_certified,
+    "node_credentials_revoked": _node_credentials_revoked,
     **{
         name: _applied(name)
         for name in (

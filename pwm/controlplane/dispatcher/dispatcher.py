@@ -8,7 +8,7 @@ that is in doubt agents are held: they get no orders, and what they have is note
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Protocol
 
@@ -34,9 +34,10 @@ from pwm.api.v1.workload_pb2 import Container
 from pwm.controlplane.agentlink import AgentInfo, AgentUnreachable
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import Commands
-from pwm.controlplane.core.decide import Change, join_node
+from pwm.controlplane.core.decide import Change, Refusal, join_node
 from pwm.controlplane.core.nodes import NodeTimes
 from pwm.controlplane.dispatcher import session as sessions
+from pwm.controlplane.dispatcher.admittance import VIEW_PATIENCE_S, Admittance, Caller, CallerGone, Issuance
 from pwm.controlplane.dispatcher.giving import Give, give_secrets
 from pwm.controlplane.dispatcher.heartbeats import Heartbeats
 from pwm.controlplane.dispatcher.relay import AgentStream, Relays
@@ -50,8 +51,6 @@ log = structlog.get_logger(__name__)
 
 # How often usage is sent while somebody watches.
 WATCHED_HEARTBEAT_MS = 1_000
-# A replica whose view is further behind than this leaves the agent to another.
-VIEW_PATIENCE_S = 5.0
 
 
 class Custody(Protocol):
@@ -99,18 +98,6 @@ class NodePresence(Protocol):
         ...
 
 
-class Issuance(Protocol):
-    """Who knows nodes by their certificates, and issues them: `credentials.Credentials`."""
-
-    bundle_id: str
-
-    def node_of(self, auth_context: dict[str, Sequence[bytes]]) -> str | None: ...
-
-    def renew(self, request: RenewRequest, node: str) -> RenewResponse:
-        """Raises ValueError, a sentence for whoever asked."""
-        ...
-
-
 class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
     def __init__(
         self,
@@ -120,25 +107,20 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
         commands: Commands,
         clock: Clock,
         presence: NodePresence,
-        authenticate: Callable[[str], Awaitable[str | None]],
+        admittance: Admittance,
         times: NodeTimes,
         custody: Custody,
         give: Give,
         issuance: Issuance | None = None,
         gpu_used_from_percent: int = 0,
     ) -> None:
-        """`authenticate` maps a node token to the node it is good for ("" = any); None: not a node's token.
-
-        `give` reads what the secrets of a container hold.
-
-        With `issuance` tokens do not count: a node is known by its certificate, which TLS has looked at already.
-        """
+        """`give` reads what the secrets of a container hold. `issuance`: None without TLS."""
         self._replica = replica
         self._view = view
         self._commands = commands
         self._clock = clock
         self._presence = presence
-        self._authenticate = authenticate
+        self._admittance = admittance
         self._custody = custody
         self._give = give
         self._issuance = issuance
@@ -158,52 +140,54 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
     # ---- the rpcs
 
     async def Session(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
-        credential = await self._credential(context)
+        caller = await self._admittance.identify(context)
         first = await context.read()
         if first is grpc.aio.EOF or first.WhichOneof("message") != "hello":
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message is hello")
         hello: Hello = first.hello
-        if credential and credential != hello.node:
+        if caller.node not in ("", hello.node):
             await context.abort(
-                grpc.StatusCode.PERMISSION_DENIED, f"this credential is for node {credential}, not for {hello.node}"
+                grpc.StatusCode.PERMISSION_DENIED, f"this credential is for node {caller.node}, not for {hello.node}"
             )
         try:
             await self._know_each_other(hello, context)
+            await self._admittance.admit(caller, hello.node, context)
             guard = await self._begin(hello)
         except (ApiError, store_errors.StoreError, TimeoutError) as error:
             why = str(error) or "this replica lags behind the log"
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"the control plane cannot take the session now: {why}")
             return
-        await self._hold(hello, guard, context)
+        with self._admittance.open(caller, hello.node):
+            await self._hold(hello, guard, context, caller)
 
     async def Relay(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
-        await self._relays.serve(await self._credential(context), context)
+        caller = await self._admittance.identify(context)
+        await self._admittance.admit(caller, caller.node, context)
+        with self._admittance.open(caller, caller.node):
+            serving = asyncio.ensure_future(self._relays.serve(caller.node, context))
+            try:
+                either: set[asyncio.Future[Any]] = {serving, caller.ended}
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                if serving.done():
+                    serving.result()
+            finally:
+                serving.cancel()
 
     async def Renew(self, request: RenewRequest, context: Any) -> RenewResponse:
-        node = await self._credential(context)
-        if self._issuance is None:
+        caller = await self._admittance.identify(context)
+        if self._issuance is None or caller.holder is None:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "this controller runs without TLS")
         assert self._issuance is not None
+        assert caller.holder is not None
+        await self._admittance.admit(caller, caller.node, context)
+        code, why = grpc.StatusCode.INVALID_ARGUMENT, ""
         try:
-            return self._issuance.renew(request, node)
-        except ValueError as error:
-            return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))  # type: ignore[no-any-return]
-
-    async def _credential(self, context: Any) -> str:
-        """The node that the caller may speak for; "": any."""
-        if self._issuance is not None:
-            certified = self._issuance.node_of(context.auth_context())
-            if certified is None:
-                await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this is not the certificate of a node")
-            return certified or ""
-        metadata = dict(context.invocation_metadata())
-        scheme, _, token = str(metadata.get("authorization", "")).partition(" ")
-        node = await self._authenticate(token) if scheme.lower() == "bearer" and token else None
-        if node is None:
-            await context.abort(
-                grpc.StatusCode.UNAUTHENTICATED, "this is not a live node token; make one with `pwm admin node-token`"
-            )
-        return node or ""
+            return await self._issuance.renew(request, caller.holder)
+        except (ValueError, Refusal) as error:
+            why = str(error)
+        except ApiError as error:
+            code, why = error.code, error.message
+        return await context.abort(code, why)  # type: ignore[no-any-return]
 
     # ---- before a session
 
@@ -290,7 +274,7 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
 
         await self._commands.run(decide, actor=Actor(type=Actor.NODE, name=node_name), guards=(guard,))
 
-    async def _hold(self, hello: Hello, guard: Guard, context: Any) -> None:
+    async def _hold(self, hello: Hello, guard: Guard, context: Any, caller: Caller) -> None:
         node = hello.node
         older = self._sessions.get(node)
         if older is not None:
@@ -318,6 +302,7 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
                     group.create_task(self._send(session, context)),
                     group.create_task(intake.run()),
                     group.create_task(self._superseded(session)),
+                    group.create_task(self._admittance.until_gone(caller)),
                     group.create_task(give_secrets(session, view=self._view, give=self._give)),
                 ]
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -326,7 +311,7 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
         except* _Silent as group_error:
             silent_ms = self._times.session_silence_ms
             why = str(group_error.exceptions[0])
-        except* _Superseded as group_error:
+        except* (_Superseded, CallerGone) as group_error:
             why = str(group_error.exceptions[0])
         except* store_errors.GuardFailed:
             why = "a newer session of the node took over"

@@ -19,6 +19,7 @@ from pwm.controlplane.services.access import AccessQuestions
 from pwm.controlplane.services.cluster_status import ClusterStatus
 from pwm.controlplane.services.drill import Drill
 from pwm.controlplane.services.joining import Joining
+from pwm.controlplane.services.node_credentials import NodeCredentials
 from pwm.controlplane.services.restore import Restore
 from pwm.controlplane.sight import Sight
 from pwm.controlplane.store import errors as store_errors
@@ -54,6 +55,7 @@ class AdminService:
         self._restore = restore
         self._authorizer = authorizer
         self._joining = joining
+        self._node_credentials = NodeCredentials(view=view, commands=commands, clock=clock)
         self._questions = AccessQuestions(view=view, authorizer=authorizer)
 
     async def Can(self, request: api.CanRequest, context: CallContext) -> api.CanResponse:
@@ -102,6 +104,16 @@ class AdminService:
         self, request: api.CreateJoinTokenRequest, context: CallContext
     ) -> api.CreateJoinTokenResponse:
         return await self._joining.create_token(request, context)
+
+    async def ListNodeCredentials(
+        self, request: api.ListNodeCredentialsRequest, context: CallContext
+    ) -> api.ListNodeCredentialsResponse:
+        return self._node_credentials.listed(request)
+
+    async def RevokeNodeCredentials(
+        self, request: api.RevokeNodeCredentialsRequest, context: CallContext
+    ) -> api.RevokeNodeCredentialsResponse:
+        return await self._node_credentials.revoke(request, context)
 
     async def RotateAuthority(
         self, request: api.RotateAuthorityRequest, context: CallContext

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pwm import lifecycle
 from pwm.api.v1.common_pb2 import Actor, Reason
 from pwm.api.v1.events_pb2 import Event
-from pwm.api.v1.node_pb2 import NodeStatus
+from pwm.api.v1.node_pb2 import NodeCertificate, NodeStatus
 from pwm.api.v1.workload_pb2 import WorkloadStatus
 from pwm.controlplane.core import idle
 from pwm.controlplane.core.credits import notice_said
@@ -61,6 +61,12 @@ def said(event: Event) -> str:
         case "node_phase_changed":
             change = event.node_phase_changed
             return value_name(NodeStatus.Phase.Name, change.phase).lower().replace("_", " ") + _because(change.reason)
+        case "node_admitted":
+            return "joined with a join token" + _until(event.node_admitted.certificate)
+        case "node_certified":
+            return "has another certificate" + _until(event.node_certified.certificate)
+        case "node_credentials_revoked":
+            return "certificates revoked"
         case "period_settled":
             settled = event.period_settled
             until = datetime.fromtimestamp(settled.until.seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
@@ -73,6 +79,11 @@ def said(event: Event) -> str:
         case "token_issued" | "token_revoked" | None:
             return (payload or "unknown").replace("_", " ")
     return "created" if event.version == 1 else "configured"
+
+
+def _until(certificate: NodeCertificate) -> str:
+    until = datetime.fromtimestamp(certificate.expires_at.seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    return f", certificate {certificate.fingerprint[:12]} until {until}"
 
 
 def _because(reason: Reason) -> str:

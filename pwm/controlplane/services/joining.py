@@ -12,10 +12,8 @@ import grpc
 
 from pwm import certificates
 from pwm.api.v1 import services_pb2 as api
-from pwm.api.v1.common_pb2 import Actor
 from pwm.api.v1.events_pb2 import TokenIssued
-from pwm.api.v1.identity_pb2 import Token, TokenSpec
-from pwm.api.v1.node_pb2 import Node
+from pwm.api.v1.identity_pb2 import TokenSpec
 from pwm.controlplane.auth import new_token, token_uid
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import Commands, timestamp
@@ -25,11 +23,9 @@ from pwm.controlplane.core.authz import ALL
 from pwm.controlplane.core.decide import Change, Refusal
 from pwm.controlplane.credentials import CannotServe, Credentials
 from pwm.controlplane.errors import ApiError, LoginFailed, conflict, invalid, unavailable
+from pwm.controlplane.memberships import JOIN_PREFIX, Memberships
 from pwm.controlplane.store import errors as store_errors
 from pwm.controlplane.view import View
-
-# Says what it is, and tells a join token from those that people log in with: they are of no use for each other.
-JOIN_PREFIX = "pwmjoin."
 
 
 class Joining:
@@ -40,13 +36,15 @@ class Joining:
         commands: Commands,
         clock: Clock,
         credentials: Credentials | None,
+        memberships: Memberships | None,
         replicas: Callable[[], Iterable[dict[str, object]]],
     ) -> None:
-        """`replicas`: what those that are here say of themselves."""
+        """`credentials`, `memberships`: None without TLS. `replicas`: what those that are here say of themselves."""
         self._view = view
         self._commands = commands
         self._clock = clock
         self._credentials = credentials
+        self._memberships = memberships
         self._replicas = replicas
 
     @property
@@ -65,37 +63,18 @@ class Joining:
         return api.GetAuthoritiesResponse(certificates=known.roots, id=known.bundle_id, authorities=known.entries())
 
     async def join(self, request: api.JoinRequest) -> api.JoinResponse:
-        known = self._in_use  # before the token is spent
-        secret = request.token.removeprefix(JOIN_PREFIX).rpartition(".")[2]
-        uid = token_uid(secret)
-
-        def decide() -> tuple[Change, ...]:
-            token: Token | None = self._view.get("Token", uid)
-            node: Node | None = self._view.by_name("Node", request.node)
-            now_ms = self._clock.now_ms()
-            return joining.admit(token, request.node, node, new_uid=self._clock.new_id(), now_ms=now_ms)
-
+        _ = self._in_use
+        assert self._memberships is not None, "there is TLS"
         try:
-            certificates.requested_key(request.signing_request)
-            await self._view.wait_for(0)
             if request.certificate:
-                self._check_return(request, known)
-                return _welcome(request, known)
-            await self._commands.run(decide, actor=Actor(type=Actor.NODE, name=request.node))
+                return await self._memberships.come_back(request)
+            return await self._memberships.join(request)
         except certificates.BadRequest as error:
             raise invalid(str(error)) from error
         except joining.NotAdmitted as error:
             raise LoginFailed(str(error), next_step=error.next_step) from error
         except Refusal as error:
             raise invalid(str(error), next_step=error.next_step) from error
-        return _welcome(request, known)
-
-    def _check_return(self, request: api.JoinRequest, known: Credentials) -> None:
-        """A node that was switched off for longer than its certificate lived. Raises NotAdmitted, BadRequest."""
-        certified, ended_ms = known.returning(request)
-        node: Node | None = self._view.by_name("Node", request.node)
-        now_ms = self._clock.now_ms()
-        joining.check_return(request.node, node, certified=certified, ended_ms=ended_ms, now_ms=now_ms)
 
     async def create_token(
         self, request: api.CreateJoinTokenRequest, context: CallContext
@@ -135,8 +114,3 @@ class Joining:
             raise unavailable(str(error)) from error
         entries = known.entries()
         return api.RotateAuthorityResponse(authority=entries[0], old=entries[1] if len(entries) > 1 else None)
-
-
-def _welcome(request: api.JoinRequest, known: Credentials) -> api.JoinResponse:
-    certificate = known.certify_node(request.signing_request, request.node)
-    return api.JoinResponse(certificate=certificate, authorities=known.roots, authorities_id=known.bundle_id)

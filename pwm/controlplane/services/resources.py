@@ -17,9 +17,10 @@ from pwm.controlplane.commands import GROUPED_KINDS, MAX_STREAMS_PER_COMMIT, Com
 from pwm.controlplane.context import CallContext
 from pwm.controlplane.core.authz import CLUSTER_KINDS
 from pwm.controlplane.core.decide import Change, Refusal, change, delete_workload
+from pwm.controlplane.core.joining import tokens_of
 from pwm.controlplane.core.nodes import left_behind
 from pwm.controlplane.core.selectors import SelectorError, parse_selector
-from pwm.controlplane.core.tokens import end_with
+from pwm.controlplane.core.tokens import end_with, shown_name
 from pwm.controlplane.errors import ApiError, conflict, invalid, not_found
 from pwm.controlplane.presence import ContactObserver
 from pwm.controlplane.queries import OBSERVED_KINDS, Queries, wrap
@@ -185,6 +186,12 @@ class ResourceService:
                 room = MAX_STREAMS_PER_COMMIT - len(gone)
                 gone += end_with(state, of_user, at_most=room, now_ms=self._clock.now_ms())
                 cascade.extend(f"Token {ended.name}" for ended in gone[1:])
+            elif kind == "Node":
+                # Its certificates end with it. Whoever has a token for the name could bring it back.
+                of_node = tokens_of(request.name, self._view.all("Token"), now_ms=self._clock.now_ms())
+                del of_node[MAX_STREAMS_PER_COMMIT - len(gone) :]
+                gone += [change(token, ev.TokenRevoked()) for token in of_node]
+                cascade.extend(f"Token {shown_name(token)}" for token in of_node)
             return gone
 
         key, name = context.idempotency_key, context.principal.name

@@ -59,6 +59,8 @@ NEEDS: dict[str, tuple[str, str]] = {
     "AdminService.AcceptRestore": ("apply", "Cluster"),
     "AdminService.CreateNodeToken": ("token", "Node"),
     "AdminService.CreateJoinToken": ("token", "Node"),
+    "AdminService.ListNodeCredentials": ("token", "Node"),
+    "AdminService.RevokeNodeCredentials": ("token", "Node"),
     "AdminService.RotateAuthority": ("apply", "Cluster"),
 }
 WORK = ("Workload", "Container", "Bind", "Event")

@@ -102,7 +102,9 @@ async def server(plane: Plane) -> AsyncIterator[Server]:
     async def authenticate(token: str | None, peer: str) -> Principal:
         return principal
 
-    joining = Joining(view=plane.view, commands=plane.commands, clock=clock, credentials=None, replicas=lambda: ())
+    joining = Joining(
+        view=plane.view, commands=plane.commands, clock=clock, credentials=None, memberships=None, replicas=lambda: ()
+    )
     accounts = AccountReader(view=plane.view, cluster=cluster)
     by_name = api.DESCRIPTOR.services_by_name
     gateway = Gateway(

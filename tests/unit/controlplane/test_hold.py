@@ -11,6 +11,7 @@ from pwm.api.v1.agent_pb2 import Heartbeat, HeldContainer, Hello, SessionRequest
 from pwm.api.v1.store_pb2 import Doubt, Position
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.core.nodes import DEFAULT_TIMES
+from pwm.controlplane.dispatcher.admittance import Admittance
 from pwm.controlplane.dispatcher.dispatcher import Dispatcher
 from pwm.controlplane.store.commits import Guard
 from tests.unit.controlplane.conftest import Plane
@@ -107,7 +108,9 @@ async def dispatcher(plane: Plane, store: Store) -> Dispatcher:
         commands=plane.commands,
         clock=Clock(),
         presence=store,
-        authenticate=anybody,
+        admittance=Admittance(
+            view=plane.view, clock=Clock(), authenticate=anybody, store_revision=plane.store.revision
+        ),
         times=DEFAULT_TIMES,
         custody=store,
         give=plane.secrets.given_to,

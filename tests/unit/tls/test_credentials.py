@@ -67,7 +67,7 @@ async def credentials(kv: MemoryKV, *, clock: Clock | None = None, key: ClusterK
 
 def a_node(issuer: Credentials, name: str = "n1") -> Identity:
     key = new_key()
-    return Identity(issuer.certify_node(signing_request(key), name).encode(), key_pem(key))
+    return Identity(issuer.certify_node(signing_request(key), name, "m1").chain.encode(), key_pem(key))
 
 
 @asynccontextmanager
@@ -180,8 +180,8 @@ async def test_what_a_signing_request_says_of_itself_does_not_count(kv: MemoryKV
     boast = boast.add_extension(x509.SubjectAlternativeName([x509.DNSName(SERVER_NAME)]), critical=False)
     boast = boast.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
     text = boast.sign(key, hashes.SHA256()).public_bytes(PEM).decode()
-    made = Identity(mine.certify_node(text, "n1").encode(), key_pem(key))
-    assert made.holder == Holder(NODE, "n1")
+    made = Identity(mine.certify_node(text, "n1", "m1").chain.encode(), key_pem(key))
+    assert made.holder == Holder(NODE, "n1", "m1")
     alternatives = made.certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert alternatives.get_values_for_type(x509.DNSName) == []
     assert not made.certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca

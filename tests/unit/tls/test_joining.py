@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pwm.api.v1 import services_pb2 as api
+from pwm.api.v1.events_pb2 import NodeAdmitted
 from pwm.api.v1.identity_pb2 import Token
 from pwm.api.v1.node_pb2 import Inventory, Node, NodeStatus
 from pwm.certificates import NODE, Holder, Identity, key_pem, new_key, proof, signing_request
@@ -62,22 +63,26 @@ def user_token() -> Token:
 )
 def test_nobody_else_is_let_in(token: Token | None, name: str, node: Node | None, why: str) -> None:
     with pytest.raises(Refusal, match=why):
-        joining.admit(token, name, node, new_uid="u", now_ms=NOW_MS)
+        joining.check_token(token, name, node, now_ms=NOW_MS)
 
 
 @pytest.mark.parametrize(
-    ("token", "node", "kinds"),
+    ("token", "node", "payloads"),
     [
-        (join_token(), None, ["Token", "Node"]),
-        (join_token(), a_node(), ["Token"]),
-        (join_token(node=ALL), None, ["Token", "Node"]),
-        (join_token(node=ALL), a_node(joined=False), ["Token", "Node"]),
+        (join_token(), None, ["NodeJoined", "NodeAdmitted"]),
+        (join_token(), a_node(), ["NodeAdmitted"]),
+        (join_token(node=ALL), None, ["NodeJoined", "NodeAdmitted"]),
+        (join_token(node=ALL), a_node(joined=False), ["NodeJoined", "NodeAdmitted"]),
     ],
     ids=["a new one by name", "one by name that joins anew", "any new one", "any that was only applied"],
 )
-def test_who_is_let_in_uses_the_token_up_and_takes_the_name(token: Token, node: Node | None, kinds: list[str]) -> None:
-    changes = joining.admit(token, "n1", node, new_uid="u", now_ms=NOW_MS)
-    assert [change.kind for change in changes] == kinds
+def test_who_is_let_in_uses_the_token_up_and_takes_the_name(
+    token: Token, node: Node | None, payloads: list[str]
+) -> None:
+    assert joining.check_token(token, "n1", node, now_ms=NOW_MS) is token
+    used, named = joining.admit(token, "n1", node, new_uid="u", admitted=NodeAdmitted(membership="m1"))
+    assert [payload.DESCRIPTOR.name for payload in used.payloads] == ["TokenRevoked"]
+    assert [payload.DESCRIPTOR.name for payload in named.payloads] == payloads
 
 
 def test_a_node_whose_agent_has_said_what_it_has_counts_as_joined() -> None:
@@ -112,7 +117,9 @@ async def test_a_node_joins_with_its_token_and_gets_a_certificate_of_its_name() 
         assert token.split(".")[:2] == ["pwmjoin", credentials.fingerprint]
         status, answer = await door.join(token, "gpu7")
         assert status == 200
-        assert Identity(answer["certificate"].encode(), b"").holder == Holder(NODE, "gpu7")
+        membership = world.plane.view.by_name("Node", "gpu7").status.credentials.membership  # type: ignore[union-attr]
+        assert membership
+        assert Identity(answer["certificate"].encode(), b"").holder == Holder(NODE, "gpu7", membership)
         assert answer["authorities"] == credentials.roots
         assert answer["authoritiesId"] == credentials.bundle_id
 
@@ -195,7 +202,9 @@ class Away:
         if other.get("replica"):
             shown = issuer.for_controller(self.name, hosts=[], now_ms=began_ms, life_ms=DAY_MS)
         else:
-            chain = issuer.for_node(key.public_key(), self.name, now_ms=began_ms, life_ms=DAY_MS)
+            node = plane.view.by_name("Node", self.name)
+            membership = other.get("membership", node.status.credentials.membership if node else "m1")
+            chain = issuer.for_node(key.public_key(), self.name, membership, now_ms=began_ms, life_ms=DAY_MS)
             shown = Identity(chain, key_pem(key))
         text = signing_request(new_key())
         signer = Identity(b"", key_pem(new_key())) if other.get("thief") else shown
@@ -219,6 +228,8 @@ async def test_a_node_comes_back_with_a_certificate_that_has_ended() -> None:
         assert await away.come_back(ended_ms_ago=29 * DAY_MS) == (200, "")
         assert await away.come_back(ended_ms_ago=31 * DAY_MS) == (401, "this certificate has ended too long ago")
         assert await away.come_back(node="n1") == (401, "this certificate is not for node n1")
+        joined_anew = "node gpu7 has joined anew since this certificate was issued"
+        assert await away.come_back(membership="m1") == (401, joined_anew)
         for bad in (
             {"thief": True},
             {"signed": "another request"},
@@ -233,3 +244,53 @@ async def test_a_node_comes_back_with_a_certificate_that_has_ended() -> None:
         old = credentials._issuer
         await credentials.rotate(trust_old_for_ms=0)
         assert (await away.come_back(issuer=old))[0] == 400, "its authority has retired"
+
+
+# ---- a join whose answer was lost
+
+
+async def test_a_join_is_answered_again_with_the_same_certificate_to_the_same_key_only() -> None:
+    async with a_world() as world:
+        door = Door(world)
+        token, key = await door.token("gpu7"), new_key()
+        first, other = signing_request(key), signing_request(new_key())
+        status, answer = await door.join(token, "gpu7", request=first)
+        assert status == 200
+        node = world.plane.view.by_name("Node", "gpu7")
+        assert node is not None
+        for request in (first, signing_request(key)):  # signed anew: another text, and the same key
+            assert await door.join(token, "gpu7", request=request) == (200, answer)
+        assert world.plane.view.by_name("Node", "gpu7").metadata.version == node.metadata.version  # type: ignore[union-attr]
+        used = (401, "this join token has been used already")
+        for name, request in (("gpu7", other), ("gpu8", first)):
+            status, refused = await door.join(token, name, request=request)
+            assert (status, refused["message"]) == used, name
+
+
+async def test_of_two_keys_that_use_a_token_at_once_one_gets_in_however_often_both_ask() -> None:
+    async with a_world() as world:
+        door = Door(world)
+        token = await door.token("gpu7")
+        requests = [signing_request(new_key()) for _ in range(2)]
+        asked = [request for request in requests for _ in range(4)]
+        answers = await asyncio.gather(*(door.join(token, "gpu7", request=request) for request in asked))
+        statuses = [status for status, _ in answers]
+        assert sorted([statuses[:4], statuses[4:]]) == [[200] * 4, [401] * 4]
+        assert len({answer["certificate"] for status, answer in answers if status == 200}) == 1
+
+
+async def test_a_join_is_not_answered_again_when_its_time_is_over_or_it_was_ended() -> None:
+    async with a_world() as world:
+        door = Door(world)
+        for end in ("time", "revoked", "deleted"):
+            request = signing_request(new_key())
+            token = await door.token("gpu7", lifetime="1s")
+            assert (await door.join(token, "gpu7", request=request))[0] == 200
+            if end == "time":
+                await asyncio.sleep(1)  # it lives by the clock
+            elif end == "revoked":
+                revoked = await world.ask("keeper", "POST", "/v1/admin/node-credentials/revoke", body={"node": "gpu7"})
+                assert revoked.status == 200
+            else:
+                assert (await world.ask("admin", "DELETE", "/v1/resources/node/gpu7")).status == 200
+            assert (await door.join(token, "gpu7", request=request))[0] == 401, end
