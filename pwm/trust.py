@@ -128,6 +128,10 @@ def ask(
             raise TrustError(f"{host}:{port} does not answer as a controller does")
     except ssl.SSLCertVerificationError as error:
         raise TrustError(f"{host}:{port} cannot be believed: {error.verify_message}") from error
+    except ssl.SSLError as error:
+        if error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
+            raise TrustError(f"{host}:{port} does not speak TLS") from error
+        raise TrustError(f"{host}:{port} does not answer: {error}") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise TrustError(f"{host}:{port} does not answer: {error}") from error
     finally:

@@ -3,7 +3,8 @@
 Importing `http.client` costs three times as much as the rest of `pwm get` together, most of it for
 parsing e-mail headers. A client that talks to one known server needs little: a request with a length,
 an answer with a length, in chunks, or until the end. `Connection` is kept open between calls and
-also handed out whole, for WebSockets. TLS loads `ssl` when a server's URL says https.
+also handed out whole, for WebSockets. A server's URL is https unless it says http, and then `ssl` is loaded. Where one
+side speaks TLS and the other does not, each sees no more than garbage or a closed connection; here it is said.
 
 Errors: `Unreachable`, nothing was sent; `Broken`, the request may have arrived. Who calls decides
 what is safe to repeat.
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 CONNECT_TIMEOUT_S = 2.0
+# For a look whether a server speaks TLS that did not answer to anything else.
+PROBE_TIMEOUT_S = 1.0
 # The gateway's headers are a few hundred bytes; whoever sends more is not our gateway.
 HEADER_LIMIT_BYTES = 64 * 1024
 # Large enough for a whole list in a few reads, small enough to keep a stream's memory flat.
@@ -47,25 +50,25 @@ class DeadlinePassed(TransportError):
 
 
 class Server:
-    """A server's URL, taken apart. `http://host:4700`, `https://host/prefix`, or `host:port`."""
+    """A server's URL, taken apart. `https://host:4700/prefix`, `http://host:4700`, or `host:port`, which is https."""
 
     __slots__ = ("host", "port", "prefix", "tls", "url")
 
     def __init__(self, url: str) -> None:
         scheme, separator, rest = url.partition("://")
         if not separator:
-            scheme, rest = "http", url
+            scheme, rest = "https", url
         if scheme not in ("http", "https"):
-            raise ValueError(f"{url!r} is not a server's URL; write http://HOST:PORT or https://HOST:PORT")
+            raise ValueError(f"{url!r} is not a server's URL; write https://HOST:PORT, or http:// if it has no TLS")
         authority, slash, path = rest.partition("/")
         host, colon, port = authority.rpartition(":")
         if not colon or "]" in port:
             host, port = authority, ""
         self.host = host.strip("[]")
         if not self.host or (port and not (port.isdecimal() and 0 < int(port) < 65536)):
-            raise ValueError(f"{url!r} is not a server's URL; write http://HOST:PORT or https://HOST:PORT")
+            raise ValueError(f"{url!r} is not a server's URL; write https://HOST:PORT, or http:// if it has no TLS")
         self.tls = scheme == "https"
-        self.port = int(port) if port else 443 if self.tls else 80 if separator else DEFAULT_PORT
+        self.port = int(port) if port else DEFAULT_PORT if not separator else 443 if self.tls else 80
         self.prefix = (slash + path).rstrip("/")
         self.url = f"{scheme}://{authority if port else f'{authority}:{self.port}'}{self.prefix}"
 
@@ -143,6 +146,7 @@ class Connection:
         self.keep = True
         self.busy = False
         self._buffer = b""
+        self._has_answered = False
         # Silence between bytes that is taken for a dead server, and the moment (monotonic) to stop waiting at.
         self.timeout_s: float | None = None
         self.deadline: float | None = None
@@ -160,6 +164,10 @@ class Connection:
             if server.tls:
                 self.socket = _with_tls(self.socket, server.host, ca_file, pinned=pinned)
         except (OSError, UnicodeError) as error:
+            if server.tls and getattr(error, "reason", "") in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
+                raise Unreachable(
+                    f"it does not speak TLS; if that is how it should be, say http://{server.authority}"
+                ) from error
             raise Unreachable(_in_words(error)) from error
 
     def close(self) -> None:
@@ -184,6 +192,8 @@ class Connection:
             # A server that refuses a large body answers and hangs up: its answer says more than our error.
             try:
                 return self._read_head()
+            except Unreachable:
+                raise
             except TransportError:
                 raise Broken(_in_words(error)) from error
         return self._read_head()
@@ -193,7 +203,16 @@ class Connection:
             while b"\r\n\r\n" not in self._buffer:
                 if len(self._buffer) > HEADER_LIMIT_BYTES:
                     raise Broken("it does not speak HTTP as PWM does")
-                self._receive()
+                try:
+                    self._receive()
+                except NoAnswer:
+                    raise
+                except Broken as error:
+                    # Only what has never said anything can be something else than we think.
+                    if not self._has_answered and not self.server.tls and _speaks_tls(self.server):
+                        raise Unreachable(f"it speaks TLS; say https://{self.server.authority}") from error
+                    raise
+            self._has_answered = True
             head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
             status_line, *lines = head.decode("latin-1").split("\r\n")
             parts = status_line.split(" ", 2)
@@ -306,6 +325,21 @@ def _with_tls(plain: socket.socket, host: str, ca_file: str, *, pinned: bool) ->
         raise
 
 
+def _speaks_tls(server: Server) -> bool:
+    """Asked of one that has closed a connection without a word. Nobody is believed, and nothing is said."""
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        with socket.create_connection((server.host, server.port), timeout=PROBE_TIMEOUT_S) as plain:
+            context.wrap_socket(plain, server_hostname=server.host).close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def _in_words(error: Exception) -> str:
     if isinstance(error, ConnectionRefusedError):
         return "nothing listens there"
@@ -317,7 +351,5 @@ def _in_words(error: Exception) -> str:
         return "the connection was closed"
     if message := getattr(error, "verify_message", ""):
         return f"it cannot be believed: {message}"
-    if getattr(error, "reason", "") in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
-        return "it does not speak TLS; is it http:// instead of https://?"
     reason = getattr(error, "strerror", "") or str(error)
     return str(reason)[:1].lower() + str(reason)[1:]

@@ -5,7 +5,7 @@
     profile: lab
     api:
       lab:
-        server: [http://a:4700, http://b:4700]
+        server: [https://a:4700, https://b:4700]
         auth: {token: pwm_...}
         ca: /home/ann/.pwm/authorities/ca-0123456789abcdef.pem
         pinned: ca-0123456789abcdef
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
-DEFAULT_SERVER = "http://127.0.0.1:4700"
+DEFAULT_SERVER = "https://127.0.0.1:4700"
 DEFAULT_PROFILE = "default"
 
 

@@ -163,7 +163,7 @@ class Sessions:
             except (SessionOver, grpc.aio.AioRpcError) as error:
                 if self._leaving:
                     return
-                log.warning("session ended", server=address, why=_why(error))
+                log.warning("session ended", server=address, why=_why(error, plaintext=bool(self._metadata)))
                 if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.UNAUTHENTICATED:
                     self._callbacks.shut_out(error.details() or "")
             failures = 0 if connected else failures + 1
@@ -398,7 +398,12 @@ def _first(group: BaseExceptionGroup[Any]) -> BaseException:
     return error
 
 
-def _why(error: Exception) -> str:
-    if isinstance(error, grpc.aio.AioRpcError):
-        return f"{error.code().name}: {error.details()}"
-    return str(error)
+def _why(error: Exception, *, plaintext: bool) -> str:
+    if not isinstance(error, grpc.aio.AioRpcError):
+        return str(error)
+    details = error.details() or ""
+    if "WRONG_VERSION_NUMBER" in details:
+        details = "this server does not speak TLS; it was started with --plaintext, or this is another port"
+    elif plaintext and details.endswith("Socket closed"):
+        details += "; if this server speaks TLS, start the agent without --plaintext, with a join token"
+    return f"{error.code().name}: {details}"

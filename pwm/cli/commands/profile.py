@@ -36,7 +36,7 @@ def add(invocation: Invocation, *, name: str, servers: tuple[str, ...], token: s
     from pwm.cli.http1 import Server
 
     if not servers:
-        raise UsageError("a profile needs a server", next_step="Such as: --api-server http://127.0.0.1:4700")
+        raise UsageError("a profile needs a server", next_step="Such as: --api-server https://127.0.0.1:4700")
     try:
         urls = [Server(url).url for entry in servers for url in entry.split(",") if url]
     except ValueError as error:

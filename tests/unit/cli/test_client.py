@@ -5,7 +5,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -248,8 +248,10 @@ def test_a_stream_that_is_cut_is_not_taken_for_ended(server: FakeServer) -> None
     ("text", "url", "authority"),
     [
         ("http://a:4700", "http://a:4700", "a:4700"),
-        ("127.0.0.1:15", "http://127.0.0.1:15", "127.0.0.1:15"),
-        ("host", "http://host:4700", "host:4700"),
+        ("127.0.0.1:15", "https://127.0.0.1:15", "127.0.0.1:15"),
+        ("host", "https://host:4700", "host:4700"),
+        ("[::1]:15", "https://[::1]:15", "[::1]:15"),
+        ("http://host", "http://host:80", "host:80"),
         ("https://pwm.example.org/cluster/", "https://pwm.example.org:443/cluster", "pwm.example.org:443"),
         ("http://[::1]:4700", "http://[::1]:4700", "[::1]:4700"),
         ("http://[::1]", "http://[::1]:80", "[::1]:80"),
@@ -264,6 +266,60 @@ def test_servers_are_written_in_many_ways(text: str, url: str, authority: str) -
 def test_what_is_no_server_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a server's URL"):
         Server(text)
+
+
+@contextmanager
+def _tls_server() -> Iterator[int]:
+    """The port of a server that takes part in handshakes."""
+    from pwm.controlplane.authority import new_issuer
+    from pwm.controlplane.credentials import _server_context, _use
+
+    context, now_ms = _server_context(), int(time.time() * 1000)
+    issuer = new_issuer(1, now_ms=now_ms)
+    _use(context, issuer.for_controller("c", hosts=["127.0.0.1"], now_ms=now_ms, life_ms=3_600_000))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            while True:
+                try:
+                    accepted = listener.accept()[0]
+                except OSError:
+                    return
+                with accepted, suppress(OSError):
+                    context.wrap_socket(accepted, server_side=True).close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(10)
+
+
+def test_who_says_http_to_a_server_that_speaks_tls_is_told_so_and_nothing_is_repeated() -> None:
+    with _tls_server() as port, pytest.raises(NoServerError, match=rf"it speaks TLS; say https://127\.0\.0\.1:{port}"):
+        _client(f"http://127.0.0.1:{port}").call("POST", "/v1/tokens", body={})
+
+
+def test_who_expects_tls_where_there_is_none_is_told_how_to_go_without(server: FakeServer) -> None:
+    address = server.url.removeprefix("http://")
+    for url in (address, f"https://{address}"):
+        with pytest.raises(
+            NoServerError, match=f"it does not speak TLS; if that is how it should be, say {server.url}"
+        ):
+            _client(url).call("GET", "/v1/whoami")
+    assert server.requests == []
+
+
+def test_a_plain_server_that_hangs_up_is_not_taken_for_one_with_tls() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        thread = threading.Thread(target=lambda: [listener.accept()[0].close() for _ in range(6)], daemon=True)
+        thread.start()
+        with pytest.raises(NoServerError) as refused:
+            _client(f"http://127.0.0.1:{port}").call("GET", "/v1/whoami")
+        assert "TLS" not in str(refused.value)
 
 
 def test_names_are_quoted_in_paths() -> None:

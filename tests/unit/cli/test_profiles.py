@@ -55,7 +55,7 @@ def test_doras_file_is_read_when_there_is_no_other(own_home: Path) -> None:
 
 def test_without_a_file_the_local_controller_is_asked() -> None:
     profile = _current()
-    assert (profile.name, profile.servers, profile.token) == ("default", ["http://127.0.0.1:4700"], "")
+    assert (profile.name, profile.servers, profile.token) == ("default", ["https://127.0.0.1:4700"], "")
 
 
 def test_options_win_over_the_environment_and_that_over_the_file(
