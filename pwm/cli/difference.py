@@ -1,7 +1,8 @@
 """`apply --diff`: how a document differs from what is there.
 
 Compared is what the document says, field by field: what it does not mention, such as a default that the server
-filled in, is no difference. Old spellings of a field, which the server stores under their new name, show as such.
+filled in, is no difference. Of people (users, roles, groups, prices) the server fills in nothing, so what a document
+no longer mentions goes, and is shown. Old spellings of a field, stored under their new name, show as such.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from pwm.manifest.cutting import Chunk, ManifestError
 from pwm.manifest.documents import Document, read_all
 
 GREEN, RED, PLAIN = "\033[32m", "\033[31m", "\033[0m"
+PEOPLE = frozenset({"User", "Role", "Group", "ResourceCredit"})
+ANY = ("pwm.all", "all")
 
 
 def show_differences(invocation: Invocation, chunks: Iterable[Chunk | ManifestError]) -> None:
@@ -36,6 +39,9 @@ def _show_difference(invocation: Invocation, document: Document) -> None:
         # Not even its writer's screen is a place for values; what is there is not told by the server anyhow.
         there, wanted = _without_values(there), _without_values(wanted)
     mentioned = _mentioned(there, wanted) if there else {}
+    if there and kind_of(document.kind) in PEOPLE:
+        wanted = _in_one_form(wanted)
+        mentioned = _in_one_form(mentioned | {"spec": _in_order(there.get("spec") or {}, wanted.get("spec"))})
     lines = difflib.unified_diff(
         to_yaml(mentioned).splitlines() if mentioned else [],
         to_yaml(wanted).splitlines(),
@@ -49,6 +55,38 @@ def _show_difference(invocation: Invocation, document: Document) -> None:
             colour = GREEN if line.startswith("+") else RED if line.startswith("-") else ""
             line = f"{colour}{line}{PLAIN}" if colour else line
         invocation.say(line)
+
+
+def _in_one_form(value: Any, field: str = "") -> Any:
+    """Verbs and amounts as they are written most briefly, for there are several ways to."""
+    if field in ("policy", "permission"):
+        if isinstance(value, str) and value.lower() in ANY:
+            value = {"pwm.all": ["pwm.all"]}
+        if isinstance(value, dict):
+            return {kind: _verbs(granted) for kind, granted in value.items()}
+    if isinstance(value, dict):
+        return {name: _in_one_form(part, name) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_in_one_form(part) for part in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _verbs(granted: Any) -> Any:
+    """The verbs in `[get]`, `get` and `{verbs: [get]}`."""
+    if isinstance(granted, dict) and set(granted) == {"verbs"}:
+        granted = granted["verbs"]
+    return [granted] if isinstance(granted, str) else granted
+
+
+def _in_order(there: Any, wanted: Any) -> Any:
+    """What is there, in the document's order as far as that goes."""
+    if isinstance(there, dict) and isinstance(wanted, dict):
+        names = [*(name for name in wanted if name in there), *(name for name in there if name not in wanted)]
+        return {name: _in_order(there[name], wanted.get(name)) for name in names}
+    if isinstance(there, list) and isinstance(wanted, list):
+        paired = [_in_order(one, other) for one, other in zip(there, wanted, strict=False)]
+        return paired + there[len(wanted) :]
+    return there
 
 
 def _without_values(secret: dict[str, Any]) -> dict[str, Any]:

@@ -235,6 +235,31 @@ def test_a_diff_of_something_new_is_all_of_it(server: FakeServer, pwm: Pwm, mani
     assert "+  image: busybox" in pwm("apply", manifest, "--diff").lines
 
 
+def test_a_diff_of_people_knows_all_spellings_and_shows_what_goes(server: FakeServer, pwm: Pwm, tmp_path: Path) -> None:
+    file = tmp_path / "people.yaml"
+    file.write_text(
+        "kind: User\nmetadata: {name: ann}\n"
+        "spec: {groups: [{policy: {Node: get, Volume: [get]}, name: vision}], limits: {credits: {weekly: 100}}}\n"
+        "---\nkind: Role\nmetadata: {name: head}\nspec: {permission: pwm.all}\n"
+    )
+    policy = {"Node": {"verbs": ["get"]}, "Volume": {"verbs": ["get"]}}
+    spec: dict[str, Any] = {"groups": [{"name": "vision", "policy": policy}], "limits": {"credits": {"weekly": 100.0}}}
+    role = {"kind": "Role", "metadata": {"name": "head"}, "spec": {"permission": {"pwm.all": {"verbs": ["pwm.all"]}}}}
+    user = {"kind": "User", "metadata": {"name": "ann", "uid": "u"}, "spec": spec}
+    server.on("GET", "/v1/resources/Role/head", {"resource": role})
+    server.on("GET", "/v1/resources/User/ann", {"resource": user})
+    server.on("POST", "/v1/apply", {"results": [_result("UNCHANGED")]})
+    assert pwm("apply", file, "--diff").lines == ["Workload/hello unchanged (dry run)"]
+    limited = spec | {"limits": {"credits": {"weekly": 100.5}, "resources": {"gpus": {"total": 2}}}}
+    server.on("GET", "/v1/resources/User/ann", {"resource": user | {"spec": limited}})
+    changed = [
+        line for line in pwm("apply", file, "--diff").lines if line[:1] in "+-" and line[:3] not in ("+++", "---")
+    ]
+    assert changed == [
+        "-      weekly: 100.5", "-    resources:", "-      gpus:", "-        total: 2", "+      weekly: 100",
+    ]  # fmt: skip
+
+
 # --- --wait ---------------------------------------------------------------------------------------
 
 
