@@ -21,6 +21,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from pwm.api.v1.audit_pb2 import AuditBatch, AuditEntry, Origin
 from pwm.api.v1.common_pb2 import Actor
 from pwm.api.v1.events_pb2 import Event
+from pwm.api.v1.identity_pb2 import Token
+from pwm.api.v1.workload_pb2 import WorkloadStatus
 from pwm.controlplane.auth import Principal
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.context import CALL, CallContext
@@ -31,6 +33,7 @@ from pwm.controlplane.store import errors as store_errors
 from pwm.controlplane.store.commits import Commit
 from pwm.controlplane.store.keys import Keys
 from pwm.controlplane.store.kv import KV, KeyValue, prefix_end
+from pwm.enums import value_name
 
 # What gathers in this time is one batch: at most so many keys are written, and so much is lost with a controller.
 BEAT_S = 1.0
@@ -87,10 +90,10 @@ class Audit:
                 event = Event.FromString(written)
                 entry = self._entry(AuditEntry.CHANGE, call.principal, call.peer)
                 entry.kind, entry.group, entry.name = event.kind, event.group, event.name
-                entry.what, entry.uid, entry.version = event.WhichOneof("payload") or "", event.uid, event.version
+                entry.what, entry.uid, entry.version = _said(event), event.uid, event.version
                 entry.revision, entry.digest = revision, event_digest(written, commit.origin)
                 if event.kind == "Token":
-                    entry.name = event.name[:12] if event.name == event.uid else event.name
+                    entry.name = _of_token(event, write.state)
                 self._put(entry)
 
     def denied(self, principal: Principal, *, verb: str, kind: str, group: str, name: str) -> None:
@@ -253,6 +256,22 @@ def _call_of(actor: Actor) -> CallContext | None:
     if call is None or actor.type != Actor.USER or call.principal is None or call.principal.name != actor.name:
         return None
     return call
+
+
+def _said(event: Event) -> str:
+    """The name of its payload; of a desire what is desired, too."""
+    payload = event.WhichOneof("payload") or ""
+    if payload != "workload_desired":
+        return payload
+    return f"{payload} {value_name(WorkloadStatus.Desired.Name, event.workload_desired.desired).lower()}"
+
+
+def _of_token(event: Event, state: bytes) -> str:
+    """`laptop of ann`; never the hash of it."""
+    spec = Token.FromString(state).spec
+    name = event.name[:12] if event.name == event.uid else event.name
+    whose = spec.user or (f"node {spec.node}" if spec.node else "")
+    return f"{name} of {whose}" if whose else name
 
 
 def _short(text: str) -> str:

@@ -68,6 +68,15 @@ async def test_a_change_is_written_down_with_who_from_where_and_which_token(worl
     assert b"127.0.0.1" not in event.event
 
 
+async def test_a_change_says_what_is_desired_and_whose_a_token_is(world: World) -> None:
+    await apply(world, "owner", "mine")
+    await world.ask("owner", "POST", "/v1/workloads/mine/stop", body={"group": OWN})
+    await world.ask("admin", "POST", "/v1/tokens", body={"user": "member", "name": "laptop"})
+    changes = [short(entry) for entry in await entries(world) if entry["action"] == "CHANGE"]
+    assert ("CHANGE", "owner", f"workload_desired stop Workload {OWN} mine") in changes
+    assert ("CHANGE", "admin", "token_issued Token laptop of member") in changes
+
+
 async def test_what_others_may_see_of_a_change_does_not_say_from_where(world: World) -> None:
     await apply(world, "owner", "mine")
     for path in ("/v1/events", "/v1/resources/Event", "/v1/resources/Workload"):
