@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pwm.cli import exit_codes
 from pwm.cli.command import CONNECTION, Argument, Command, Option
-from pwm.cli.errors import UsageError
+from pwm.cli.errors import CliError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,10 +55,24 @@ def create(
     until = local_time(str(entry.get("expiresAt", "")))
     invocation.note(
         f"token {entry.get('name')} of {entry.get('user')}, "
-        f"{f'good until {until}' if until else 'good until it is revoked'}. It is shown only now:\n"
-        "  `pwm login` takes it, on the machine that shall use it; scripts have it in PWM_TOKEN"
+        f"{f'good until {until}' if until else 'good until it is revoked'}. It is shown only now.\n"
+        f"  {_login(invocation)} takes it, on the machine that shall use it\n"
+        "  scripts have it in PWM_TOKEN"
     )
     return exit_codes.DONE
+
+
+def _login(invocation: Invocation) -> str:
+    """What is typed elsewhere to log in where this profile does, and believe whom it believes."""
+    profile = invocation.profile
+    words = ["pwm login", *(f"--server {url}" for url in profile.servers)]
+    if profile.pinned:
+        try:
+            authorities = invocation.client.call("GET", "/v1/authorities").get("authorities") or []
+        except CliError:
+            authorities = []  # the token is there all the same
+        words += [f"--fingerprint {one.get('fingerprint')}" for one in authorities if one.get("issuing")][:1]
+    return " ".join(words)
 
 
 def ls(invocation: Invocation, *, user: str | None, output: str | None) -> int:

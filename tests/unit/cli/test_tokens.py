@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from pwm.cli.profiles import read_config
+from pwm.cli.invocation import Invocation
+from pwm.cli.profiles import Profile, read_config
 from tests.unit.cli.conftest import FakeServer, Pwm, Stream
 
 SECRET = "pwm_" + "S" * 43
@@ -48,6 +49,18 @@ def test_the_token_alone_goes_to_standard_output(server: FakeServer, pwm: Pwm) -
     assert server.requests[0].body == {"name": "laptop", "user": "", "description": ""}
     assert pwm("token", "create", "-o", "name").err == ""
     assert json.loads(pwm("token", "create", "-o", "json").out)["token"] == SECRET
+
+
+def test_whom_a_token_is_handed_to_is_told_how_to_log_in(
+    server: FakeServer, pwm: Pwm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.on("POST", "/v1/tokens", {"token": SECRET, "entry": TOKENS[3]})
+    url = server.url
+    assert f"  pwm login --server {url} takes it" in pwm("token", "create", "--user", "bob").err
+    authorities = [{"fingerprint": "old"}, {"fingerprint": "new", "issuing": True}]
+    server.on("GET", "/v1/authorities", {"authorities": authorities})
+    monkeypatch.setattr(Invocation, "profile", Profile("lab", servers=[url], token="t", pinned="ca-0123"))
+    assert f"  pwm login --server {url} --fingerprint new takes it" in pwm("token", "create", "--user", "bob").err
 
 
 @pytest.mark.parametrize(
