@@ -89,7 +89,7 @@ class Books:
             else:
                 # When it began is known if nothing but its end has been said since.
                 since_ms = container.status.since.ToMilliseconds()
-                self.entries.append(Turn(settled + 1, since_ms, 0, holding, begins=True))
+                self.entries.append(Turn(settled + 1, since_ms, 0, holding.uid, holding))
         prices = {price.metadata.name: ledger.price_of(price) or 0 for price in self._view.all("ResourceCredit")}
         at_ms = last.spec.settled_until.ToMilliseconds() if last is not None else 0
         self.opening = Opening(at_ms, settled, running, prices)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Mapping
 import structlog
 
 from pwm.controlplane.clock import Clock
-from pwm.controlplane.core.nodes import Contact
+from pwm.controlplane.core.nodes import HERE, Contact
 from pwm.controlplane.store import errors as store_errors
 from pwm.controlplane.store.commits import Guard
 from pwm.controlplane.store.registry import REPLICAS, SESSIONS, Entries, Registry
@@ -182,7 +182,7 @@ class Presence:
 
     def contact(self, node: str) -> Contact:
         if node in self._connected:
-            return Contact(connected=True)
+            return HERE
         since_s = self._silent_since_s.get(node, self._listening_since_s)
         if since_s is None:
             return Contact(connected=False)

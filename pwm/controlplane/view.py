@@ -305,8 +305,12 @@ class Subscription:
         self._lost = True
         self._ready.set()
 
+    def nudge(self) -> None:
+        """Let who waits for changes look at something else."""
+        self._ready.set()
+
     async def batch(self) -> list[ViewChange]:
-        """Everything that waits, at least one change. Raises Resync."""
+        """Everything that waits: at least one change, or none after a nudge. Raises Resync."""
         await self._ready.wait()
         self._ready.clear()
         if self._lost:

@@ -157,10 +157,10 @@ class World:
                 kept += [entry] if entry is not None else []
             elif isinstance(entry, ledger.Repricing):
                 prices[entry.name] = entry.hourly_micro
-            elif entry is not None and entry.begins:
-                running[entry.holding.uid] = entry.holding
+            elif entry is not None and entry.holding is not None:
+                running[entry.uid] = entry.holding
             elif entry is not None:
-                del running[entry.holding.uid]
+                running.pop(entry.uid, None)
         found = Opening(
             self.opening.at_ms, self.opening.revision, running, {k: v for k, v in prices.items() if v is not None}
         )

@@ -19,7 +19,7 @@ from pwm.api.v1.workload_pb2 import Container, ContainerStatus, Workload
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import Commands
 from pwm.controlplane.core.decide import Change, change, change_node_phase, report_container
-from pwm.controlplane.core.nodes import NodeTimes, Verdict, brake_is_on, losses, verdicts
+from pwm.controlplane.core.nodes import NodeTimes, Sight, Verdict, brake_is_on, losses, verdicts
 from pwm.controlplane.core.scheduling.demand import zone_of
 from pwm.controlplane.errors import ApiError
 from pwm.controlplane.presence import Presence
@@ -55,36 +55,63 @@ class NodeController:
         self._times = times
         # When the brake was last seen on.
         self._braked_s = float("-inf")
+        # By the id of its message, which is replaced by each change: each node of the zone, with its name.
+        self._known: dict[int, tuple[Node, str]] = {}
+        # Those of which there is nothing to say as long as they are connected.
+        self._settled: set[int] = set()
 
     async def run(self) -> None:
         """Until cancelled. Raises FenceLost when another replica leads."""
         while True:
-            nodes = [node for node in self._view.all("Node") if zone_of(node.spec.zone) == self._zone]
+            everyone, doubtful = self._look()
             try:
-                await self._judge(nodes)
-                await self._give_up([node for node in nodes if node.status.phase == NodeStatus.LOST])
+                await self._judge(everyone, doubtful)
+                await self._give_up([node for node, _ in doubtful if node.status.phase == NodeStatus.LOST])
             except ApiError as error:
                 log.warning("node phases wait", why=error.message)
-            await self._presence.wait_for_change(timeout_s=self._pause_s(nodes))
+            await self._presence.wait_for_change(timeout_s=self._pause_s(doubtful))
 
-    def _pause_s(self, nodes: list[Node]) -> float:
+    def _look(self) -> tuple[list[Sight], list[Sight]]:
+        """All nodes of the zone, and those of them about which there may be something to say.
+
+        Each beat goes through thousands that are connected and just as they were: of these no more is read than names.
+        """
+        known = {}
+        for node in self._view.all("Node"):
+            found = self._known.get(id(node))
+            if found is not None:
+                known[id(node)] = found
+            elif zone_of(node.spec.zone) == self._zone:
+                known[id(node)] = node, node.metadata.name
+        self._known = known
+        self._settled &= known.keys()
+        everyone, doubtful = [], []
+        for key, (node, name) in known.items():
+            sight = node, self._presence.contact(name)
+            everyone.append(sight)
+            if not (sight[1].connected and key in self._settled):
+                doubtful.append(sight)
+        return everyone, doubtful
+
+    def _pause_s(self, doubtful: list[Sight]) -> float:
         """Until the next beat, or until a silent node is due, whichever comes first."""
         waits = [BEAT_S]
-        for node in nodes:
+        for node, _ in doubtful:
             contact = self._presence.contact(node.metadata.name)
             if not contact.connected:
                 due = (self._times.grace_ms - contact.silent_ms, self._times.lost_after_ms - contact.silent_ms)
                 waits += [ms / 1000 for ms in due if ms > 0]
         return min(waits)
 
-    async def _judge(self, nodes: list[Node]) -> None:
+    async def _judge(self, everyone: list[Sight], doubtful: list[Sight]) -> None:
+        if not doubtful:
+            return
         changes: list[Change] = []
         silent: list[tuple[Verdict, Guard]] = []
-        sights = [(node, self._presence.contact(node.metadata.name)) for node in nodes]
-        if brake_is_on(sights):
+        if brake_is_on(everyone):
             self._braked_s = self._clock.monotonic_s()
         calm_ms = (self._clock.monotonic_s() - self._braked_s) * 1000
-        for verdict in verdicts(sights, self._times, calm_ms=calm_ms):
+        for verdict in verdicts(everyone, self._times, calm_ms=calm_ms, of=doubtful):
             node, phase, reason = verdict
             payloads = change_node_phase(node, phase, reason)
             if payloads and reason.code == Reason.NODE_UNREACHABLE:
@@ -92,6 +119,8 @@ class NodeController:
                 silent.append((verdict, self._presence.still_silent(node.metadata.name)))
             elif payloads:
                 changes.append(change(node, *payloads))
+            elif self._presence.contact(node.metadata.name).connected:
+                self._settled.add(id(node))
         if changes:
             await self._commands.run_in_parts(changes, actor=ACTOR, guards=(self._fence,))
         # Together, so that they share transactions: a network that fails takes many nodes at once.

@@ -61,13 +61,13 @@ class Holding:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A container's event by which it begins to be charged, or ends."""
+    """A container's event by which it begins to be charged, or ends: then without `holding`."""
 
     revision: int
     at_ms: int
     version: int
-    holding: Holding
-    begins: bool
+    uid: str
+    holding: Holding | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +151,10 @@ def entry_of(before: Any, after: Any, event: Event, *, revision: int) -> Entry |
         return Repricing(revision, at_ms, event.name, price_of(after))
     if charged(before) == charged(after):
         return None
-    holding = holding_of(after if after is not None else before)
-    return None if holding is None else Turn(revision, at_ms, event.version, holding, begins=charged(after))
+    if not charged(after):
+        return Turn(revision, at_ms, event.version, event.uid, None)
+    holding = holding_of(after)
+    return None if holding is None else Turn(revision, at_ms, event.version, event.uid, holding)
 
 
 def price_of(price: ResourceCredit | None) -> int | None:
@@ -166,11 +168,11 @@ def micro(credits: float) -> int:
 
 def devices_of(spec: ContainerSpec, inventory: Inventory) -> list[DeviceShare]:
     """What a container that is placed on this machine has, by product."""
-    products = {gpu.uuid: gpu.product_name for gpu in inventory.gpus}
     millis: dict[str, int] = defaultdict(int)
-    for uuid in spec.gpu_uuids:
-        if uuid in products:
-            millis[products[uuid]] += WHOLE_DEVICE
+    if held := frozenset(spec.gpu_uuids):
+        for gpu in inventory.gpus:
+            if gpu.uuid in held:
+                millis[gpu.product_name] += WHOLE_DEVICE
     if inventory.cpu_product and spec.resources.cpu_millis:
         millis[inventory.cpu_product] += spec.resources.cpu_millis
     return [DeviceShare(product_name=product, millis=amount) for product, amount in sorted(millis.items())]
@@ -198,8 +200,8 @@ def settle(
     for entry in entries:
         if isinstance(entry, Repricing):
             fold.reprice(entry)
-        elif entry.begins:
-            fold.begin(entry)
+        elif entry.holding is not None:
+            fold.begin(entry, entry.holding)
         else:
             fold.end(entry)
     closed = Opening(until_ms, revision, fold.running, fold.prices)
@@ -238,15 +240,15 @@ class _Fold:
     def _at(self, entry: Entry) -> int:
         return min(max(entry.at_ms, self._from_ms), self._until_ms)
 
-    def begin(self, turn: Turn) -> None:
-        uid = turn.holding.uid
+    def begin(self, turn: Turn, holding: Holding) -> None:
+        uid = turn.uid
         if uid not in self.running:
-            at_ms = max([self._at(turn), *(self._free_ms.get(gpu, 0) for gpu in turn.holding.gpus)])
-            self.running[uid] = turn.holding
+            at_ms = max([self._at(turn), *(self._free_ms.get(gpu, 0) for gpu in holding.gpus)])
+            self.running[uid] = holding
             self._since[uid] = at_ms, turn.version
 
     def end(self, turn: Turn) -> None:
-        holding = self.running.pop(turn.holding.uid, None)
+        holding = self.running.pop(turn.uid, None)
         if holding is not None:
             since_ms, begun_by = self._since.pop(holding.uid)
             ended_ms = max(since_ms, self._at(turn))

@@ -115,6 +115,9 @@ class Contact:
     silent_ms: int = 0
 
 
+HERE = Contact(connected=True)
+
+
 class Silence(NamedTuple):
     """How many of a zone's nodes are silent; those that never joined and those already lost do not count."""
 
@@ -154,15 +157,18 @@ def brake_is_on(sights: Sequence[Sight]) -> bool:
     return told or silence(sights, least_ms=0).brake
 
 
-def verdicts(sights: Sequence[Sight], times: NodeTimes, *, calm_ms: float) -> list[Verdict]:
+def verdicts(
+    sights: Sequence[Sight], times: NodeTimes, *, calm_ms: float, of: Sequence[Sight] | None = None
+) -> list[Verdict]:
     """Phase and reason that nodes of one zone should have; those that stay as they are may be among them.
 
     `calm_ms`: for how long the brake has been off. Who has gone for a moment puts it on already, but it is only told
-    of when it lasts.
+    of when it lasts. `of`: those of the zone's that are to be judged; None: all.
     """
     may_lose = calm_ms >= times.grace_ms
     suspect = silence(sights, least_ms=times.grace_ms).brake
-    found = ((node, _verdict(node, contact, times, may_lose=may_lose, suspect=suspect)) for node, contact in sights)
+    judged = sights if of is None else of
+    found = ((node, _verdict(node, contact, times, may_lose=may_lose, suspect=suspect)) for node, contact in judged)
     return [(node, *verdict) for node, verdict in found if verdict is not None]
 
 

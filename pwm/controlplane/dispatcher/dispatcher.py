@@ -420,6 +420,10 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
             if not self._usage_watchers:
                 self.reconfigure()
 
+    def nodes(self) -> set[str]:
+        """Whose agents are connected here."""
+        return set(self._sessions)
+
     def agents(self) -> list[AgentInfo]:
         return [
             AgentInfo(s.node, self._replica, s.epoch, s.agent_version, s.last_heard_ms) for s in self._sessions.values()

@@ -45,6 +45,8 @@ BUFFER_BYTES = 512 * 2**10
 HEADERS_AFTER_S = 0.25
 # A client that reads nothing for so long, with data waiting, is cut off.
 STALL_S = 60
+# Transports ask writers to wait from 64 KiB on.
+SHORT_BYTES = 32 * 2**10
 # Proxies close connections that are silent for a minute.
 SSE_BEAT_S = 15
 # What clients may ask for; more often would cost more than it tells.
@@ -258,7 +260,8 @@ async def send(
 
 async def _filled(buffer: _Buffer, timeout_s: float | None) -> bool:
     """Waits for something to send or for the end; False: neither came in time."""
-    if buffer.filled.is_set():
+    if timeout_s is None or buffer.filled.is_set():
+        await buffer.filled.wait()
         return True
     try:
         async with asyncio.timeout(timeout_s):
@@ -284,8 +287,7 @@ async def _write(
             happened = await _filled(buffer, beat_s)
             if happened and not buffer:
                 break
-            async with asyncio.timeout(STALL_S):
-                await response.write(buffer.take() if happened else form.beat)
+            await _send_part(request, response, buffer.take() if happened else form.beat)
         last = form.end(buffer.error)
         if last is not None:
             async with asyncio.timeout(STALL_S):
@@ -295,3 +297,14 @@ async def _write(
         log.info("a client stopped reading its stream", peer=request.remote)
     if request.transport is not None:
         request.transport.abort()
+
+
+async def _send_part(request: web.BaseRequest, response: web.StreamResponse, data: bytes) -> None:
+    """Raises TimeoutError when the client does not read."""
+    transport = request.transport
+    if transport is not None and len(data) < SHORT_BYTES and not transport.get_write_buffer_size():
+        # Goes to the kernel, or into an empty buffer: nobody waits, and a time limit would cost as much as the writing.
+        await response.write(data)
+        return
+    async with asyncio.timeout(STALL_S):
+        await response.write(data)

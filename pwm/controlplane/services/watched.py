@@ -17,7 +17,7 @@ from typing import Any
 from pwm.api.v1 import events_pb2 as ev
 from pwm.api.v1 import services_pb2 as api
 from pwm.controlplane.clock import Clock
-from pwm.controlplane.queries import Queries, wrap
+from pwm.controlplane.queries import RESOURCE_FIELDS, Queries
 from pwm.controlplane.services.tables import Table
 from pwm.controlplane.view import View, ViewChange
 
@@ -121,7 +121,7 @@ class Watched:
     def _show(self, type_: api.WatchResponse.Type.ValueType, uid: str, item: Any) -> api.WatchResponse:
         response = api.WatchResponse(type=type_)
         if self._table is None:
-            response.resource.CopyFrom(wrap(self._kind, item))
+            getattr(response.resource, RESOURCE_FIELDS[self._kind]).CopyFrom(item)
         else:
             gone = type_ == api.WatchResponse.DELETED
             response.text = self._table.row(item, now_ms=self._clock.now_ms(), gone=gone)
