@@ -66,6 +66,8 @@ class Settings:
     docker_host: str = "unix:///var/run/docker.sock"
     # Also offer the process driver: workloads as plain processes of this machine.
     allow_process: bool = False
+    # More flags of `pwm controller`.
+    controller_options: tuple[str, ...] = ()
 
 
 def default_state_dir() -> Path:
@@ -140,6 +142,7 @@ class LocalCluster:
                 f"--admin-token-file={self._dir / 'admin-token'}",
                 f"--cluster-key-file={self._dir / 'cluster-key'}",
                 f"--ca-file={self._dir / 'ca.pem'}",
+                *self.settings.controller_options,
             ],
             log=self.log_dir / f"{part}.log",
         )

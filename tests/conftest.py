@@ -2,7 +2,14 @@
 
 import signal
 
-pytest_plugins = ["tests.etcd_server", "tests.docker_engine", "tests.fake_gpus", "tests.images", "tests.pwm_cluster"]
+pytest_plugins = [
+    "tests.etcd_server",
+    "tests.docker_engine",
+    "tests.fake_gpus",
+    "tests.images",
+    "tests.pwm_cluster",
+    "tests.oidc_provider",
+]
 
 
 def pytest_configure() -> None:

@@ -24,6 +24,8 @@ from pwm.controlplane.credentials import CannotServe, Credentials, GivenCertific
 from pwm.controlplane.delivery.courier import Courier
 from pwm.controlplane.gateway.doorkeeper import Doorkeeper
 from pwm.controlplane.gateway.gateway import Gateway
+from pwm.controlplane.oidc.provider import Provider
+from pwm.controlplane.oidc.settings import BadSettings
 from pwm.controlplane.peers import dial_insecure, dial_with
 from pwm.controlplane.plane import ControlPlane
 from pwm.controlplane.store import errors as store_errors
@@ -63,6 +65,7 @@ async def run(config: ControllerConfig, stop: asyncio.Event) -> None:
         keys = Keys(config.prefix.encode())
         cluster_key = ClusterKey.load_or_make(config.cluster_key_file) if config.cluster_key_file else None
         credentials = _credentials(config, kv, keys, replica, clock, cluster_key) if config.tls else None
+        provider = await stack.enter_async_context(Provider(config.oidc)) if config.oidc else None
         plane = ControlPlane(
             kv=kv,
             keys=keys,
@@ -76,6 +79,7 @@ async def run(config: ControllerConfig, stop: asyncio.Event) -> None:
             courier=Courier(config.notices),
             idle_policy=config.idle,
             cluster_key=cluster_key,
+            provider=provider,
             audit_kept_ms=config.audit_keep_ms,
             credentials=credentials,
             dial_peer=dial_with(credentials.dialling) if credentials else dial_insecure,
@@ -148,6 +152,7 @@ async def _serve(config: ControllerConfig, plane: ControlPlane, kv: EtcdKV, cert
         services=plane.services(),
         authenticate=plane.authenticator.user,
         authorize=plane.authorizer.check_call,
+        redeem=plane.tickets.redeem,
         health=plane.health,
         registry=_metrics(plane, door),
         door=door,
@@ -226,6 +231,9 @@ def main(config: ControllerConfig) -> int:
         code = 1
     except* CannotServe as error:
         log.error("cannot serve with TLS", why=str(error.exceptions[0]))
+        code = 1
+    except* BadSettings as unfit:
+        log.error("provider to log in at refused", why=str(unfit.exceptions[0]))
         code = 1
     except* ClusterKeyError as unusable:
         log.error("cluster key refused", why=str(unusable.exceptions[0]))

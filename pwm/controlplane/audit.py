@@ -109,11 +109,17 @@ class Audit:
     def visit_began(self, visitor: Principal, address: str) -> None:
         self._count(self._entry(AuditEntry.LOGIN, visitor, address))
 
+    def logged_in(self, visitor: Principal, address: str, what: str) -> None:
+        """Somebody has got a token for a log-in somewhere else."""
+        entry = self._entry(AuditEntry.LOGIN, visitor, address)
+        entry.what = _short(what)
+        self._count(entry)
+
     def login_failed(self, error: ApiError, address: str) -> None:
         entry = self._entry(AuditEntry.LOGIN_FAILED, None, address)
         if isinstance(error, LoginFailed):
-            entry.user, entry.token = error.user, error.name
-        entry.what = "" if entry.user else "wrong token"
+            entry.user, entry.token, entry.what = error.user, error.name, _short(error.what)
+        entry.what = entry.what or ("" if entry.user else "wrong token")
         self._count(entry)
 
     def banned(self, address: str, seconds: float) -> None:

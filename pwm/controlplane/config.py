@@ -11,9 +11,11 @@ from pwm.controlplane.core.credits import DEFAULT_POLICY, CreditPolicy
 from pwm.controlplane.core.door import DoorLimits
 from pwm.controlplane.core.idle import DEFAULT_POLICY as DEFAULT_IDLE
 from pwm.controlplane.core.idle import IdlePolicy
+from pwm.controlplane.core.logins import EMAIL
 from pwm.controlplane.core.nodes import NodeTimes
 from pwm.controlplane.core.targets import Allowed
 from pwm.controlplane.delivery.courier import MailServer, NoticeSettings
+from pwm.controlplane.oidc.settings import DEFAULT_TOKEN_LIFE_MS, OidcSettings, read_secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,14 @@ class ControllerConfig:
     # Addresses that users may write, as patterns of SCHEME://HOST, and networks besides the public ones they may be in.
     notify_to: tuple[str, ...] = ()
     notify_network: tuple[str, ...] = ()
+    # A provider of OpenID Connect that people may log in at (oidc/settings.py). Empty: there is none.
+    oidc_issuer: str = ""
+    oidc_client_id: str = ""
+    oidc_client_secret_file: Path | None = None
+    oidc_scope: tuple[str, ...] = ()
+    oidc_claim: str = EMAIL
+    oidc_ca: Path | None = None
+    oidc_token_life_ms: int = DEFAULT_TOKEN_LIFE_MS
     log_level: str = "info"
     log_json: bool = False
     hostname: str = field(default_factory=socket.gethostname)
@@ -96,6 +106,11 @@ class ControllerConfig:
         check_life(self.certificate_life_ms)
         if bool(self.tls_cert) != bool(self.tls_key):
             raise ValueError("a given certificate is two files, --tls-cert and --tls-key")
+        if self.oidc_issuer and self.cluster_key_file is None:
+            raise ValueError(
+                "a provider to log in at needs --cluster-key-file: log-ins that have begun are sealed with it"
+            )
+        _ = self.oidc
         if bool(self.smtp) != bool(self.smtp_sender):
             raise ValueError("notices by mail need --smtp and --smtp-sender")
         if bool(self.etcd_cert) != bool(self.etcd_key):
@@ -170,6 +185,21 @@ class ControllerConfig:
             )  # fmt: skip
         allowed = Allowed(patterns=self.notify_to)
         return NoticeSettings(mail=mail, telegram_token=token, allowed=allowed, networks=self.notify_network)
+
+    @property
+    def oidc(self) -> OidcSettings | None:
+        """Raises ValueError for settings that cannot work, and for a secret that cannot be read."""
+        if not self.oidc_issuer:
+            return None
+        return OidcSettings(
+            issuer=self.oidc_issuer,
+            client_id=self.oidc_client_id,
+            client_secret=read_secret(self.oidc_client_secret_file),
+            scopes=self.oidc_scope,
+            claim=self.oidc_claim,
+            ca=self.oidc_ca,
+            token_life_ms=self.oidc_token_life_ms,
+        )
 
     def reached_by(self, host: str) -> str:
         """What to announce for an address to listen on."""

@@ -28,12 +28,25 @@ class LoginFailed(ApiError):
     """A token that lets nobody in: one that has ended, or one that nobody has ever had.
 
     user, name: whose it was, and what it is called; empty for one that is nobody's
+    what:       was wrong, in a few words, for the audit
+    is_guess:   whether it counts against whoever tries; if not said, what is nobody's does
     """
 
-    def __init__(self, message: str, *, next_step: str, user: str = "", name: str = "") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        next_step: str,
+        user: str = "",
+        name: str = "",
+        what: str = "",
+        is_guess: bool | None = None,
+    ) -> None:
         super().__init__(grpc.StatusCode.UNAUTHENTICATED, message, next_step=next_step)
         self.user = user
         self.name = name
+        self.what = what
+        self.is_guess = not user if is_guess is None else is_guess
 
 
 def not_found(what: str, *, next_step: str = "") -> ApiError:

@@ -48,6 +48,7 @@ from pwm.controlplane.gateway.site import HealthReport
 from pwm.controlplane.hearing import Hearing
 from pwm.controlplane.leadership import Duty
 from pwm.controlplane.memberships import Memberships
+from pwm.controlplane.oidc.provider import Provider
 from pwm.controlplane.peerdoor import PeerDoor
 from pwm.controlplane.peers import Dial, Peers, Refused, connection_refused, dial_insecure
 from pwm.controlplane.presence import Presence
@@ -67,6 +68,7 @@ from pwm.controlplane.services.events import EventService
 from pwm.controlplane.services.exec import ExecBridge
 from pwm.controlplane.services.explaining import Explainer
 from pwm.controlplane.services.joining import Joining
+from pwm.controlplane.services.logins import LoginService
 from pwm.controlplane.services.logs import LogReader
 from pwm.controlplane.services.notices import NoticeService
 from pwm.controlplane.services.resources import ResourceService
@@ -86,6 +88,7 @@ from pwm.controlplane.store.kv import KV
 from pwm.controlplane.store.lineage import Lineage
 from pwm.controlplane.store.registry import Registry
 from pwm.controlplane.store.retention import Retention
+from pwm.controlplane.tickets import Tickets
 from pwm.controlplane.token_uses import TokenUses
 from pwm.controlplane.treasury import Treasury
 from pwm.controlplane.view import View, ViewChange
@@ -119,8 +122,10 @@ class ControlPlane:
         credentials: Credentials | None = None,
         cluster_key: ClusterKey | None = None,
         courier: Courier | None = None,
+        provider: Provider | None = None,
     ) -> None:
         """`credentials`: agents and replicas are known by their certificates; None: by tokens alone, without TLS.
+        `provider`: where people log in, if not with tokens alone; then there is a cluster key.
 
         `address` is where users reach this replica, `peer_address` where agents and other replicas do; whoever
         shows the `peer_token` can read the store, where it is announced.
@@ -176,6 +181,7 @@ class ControlPlane:
         self.token_uses = TokenUses(kv, keys=keys, clock=clock)
         self.authenticator = Authenticator(view=self.view, clock=clock, note_use=self.token_uses.note)
         self.authorizer = Authorizer(self.view, denied=self.audit.denied)
+        self.tickets = Tickets(kv, keys=keys, authenticator=self.authenticator)
         self.credentials = credentials
         memberships = None
         if credentials is not None:
@@ -228,6 +234,8 @@ class ControlPlane:
         )
         self._keys = keys
         self._courier = courier
+        self._provider = provider
+        self._cluster_key = cluster_key
         self._audit_kept_ms = audit_kept_ms
 
     def _versions(self) -> list[str]:
@@ -365,7 +373,7 @@ class ControlPlane:
         """Notices that agents cannot reach this replica, and says so."""
         hearing = Hearing(
             clock=self.clock,
-            connected_here=self.dispatcher.nodes,
+            connected_here=lambda: {agent.node for agent in self.dispatcher.agents()},
             holder=self.presence.holder,
         )
         while True:
@@ -440,6 +448,14 @@ class ControlPlane:
                 uses=self.token_uses,
                 stale_since_ms=self.stale_since_ms,
             ),
+            "LoginService": LoginService(
+                provider=self._provider,
+                key=self._cluster_key,
+                view=view,
+                commands=self.commands,
+                clock=clock,
+                journal=self.audit,
+            ),
             "CreditService": CreditService(
                 treasury=self.treasury,
                 view=view,
@@ -497,6 +513,7 @@ class ControlPlane:
             explainer=explainer,
             logs=LogReader(view=self.view, agents=self.agents, clock=self.clock),
             bridge=ExecBridge(view=self.view, agents=self.agents, authorizer=self.authorizer, audit=self.audit),
+            tickets=self.tickets,
             authorizer=self.authorizer,
             clock=self.clock,
         )

@@ -30,6 +30,21 @@ from pwm.cli.settings import (
 _LOG_LEVEL = Setting("log_level", "How much to log.", choices=("debug", "info", "warning", "error"))
 _LOG_FORMAT = Setting("log_format", "Log lines for people or as JSON.", choices=("text", "json"))
 
+# Where people log in (docs/login.md); `pwm up` takes them, too.
+OIDC_SETTINGS = (
+    Setting("oidc_issuer", "URL of an OpenID Connect provider that people may log in at.", metavar="URL"),
+    Setting("oidc_client_id", "As what PWM is registered there.", metavar="ID"),
+    Setting("oidc_client_secret_file", "File with its secret there, if it has one.", metavar="FILE", convert=path),
+    Setting(
+        "oidc_claim", "What says who it is: email, of spec.contact.email, or a claim with the user's name; email.",
+        metavar="CLAIM",
+    ),
+    Setting("oidc_scope", "What to ask the provider for; what the claim needs.", metavar="SCOPE", multiple=True),
+    Setting("oidc_ca", "Authorities that the provider's certificate comes from, PEM.", metavar="FILE", convert=path),
+    Setting(
+        "oidc_token_life", "How long tokens of a log-in there are good for; 12h.", metavar="TIME", convert=duration,
+    ),
+)  # fmt: skip
 CONTROLLER_SETTINGS = (
     Setting("etcd", "etcd's client addresses.", metavar="HOST:PORT", multiple=True, convert=host_and_port),
     Setting("prefix", "Prefix of all keys in etcd."),
@@ -105,6 +120,7 @@ CONTROLLER_SETTINGS = (
         "notify_network", "A network that notices may go to though it is not public.", metavar="ADDRESS",
         multiple=True, convert=network,
     ),
+    *OIDC_SETTINGS,
     _LOG_LEVEL,
     _LOG_FORMAT,
 )  # fmt: skip
@@ -164,6 +180,8 @@ def controller(invocation: Invocation, **given: Any) -> int:
         values["trusted_proxies"] = values.pop("trusted_proxy")
     if "tls_name" in values:
         values["tls_names"] = values.pop("tls_name")
+    if "oidc_token_life" in values:
+        values["oidc_token_life_ms"] = values.pop("oidc_token_life")
     if "certificate_life" in values:
         values["certificate_life_ms"] = values.pop("certificate_life")
     if "log_format" in values:

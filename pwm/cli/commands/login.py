@@ -1,7 +1,8 @@
-"""`pwm login`: takes a token, makes sure that it works, and keeps it as a profile.
+"""`pwm login`: takes a token, or gets one for a log-in at a provider, and keeps it as a profile.
 
-The token is typed where nobody sees it, or piped in; never an argument, which other users of the machine could read in
-the list of processes. Nothing is kept that the server does not know.
+A token is typed where nobody sees it, or piped in; never an argument, which other users of the machine could read in
+the list of processes. Nothing is kept that the server does not know. With `--oidc`, or at a terminal when nothing is
+typed, the server is asked for one (`device_login`), if it has a provider that people log in at.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from pwm.cli.client import Client
     from pwm.cli.invocation import Invocation
+    from pwm.cli.profiles import Profile
 
 # What a token looks like: long enough to notice that half of one was pasted.
 PREFIX, LENGTH = "pwm_", 47
 
 
-def login(invocation: Invocation, *, ca: str | None, fingerprint: str | None) -> int:
-    """Asks for a token, checks it, and stores it with the servers as the profile that is used from then on."""
+def login(invocation: Invocation, *, ca: str | None, fingerprint: str | None, oidc: bool) -> int:
+    """Gets a token that works, and stores it with the servers as the profile that is used from then on."""
     import os
 
     from pwm.cli.client import Client
@@ -35,10 +38,11 @@ def login(invocation: Invocation, *, ca: str | None, fingerprint: str | None) ->
         ca_file, pinned = _pin(servers, fingerprint)
     for server in servers:
         _unless_plain(invocation, server)
-    profile = Profile(name, servers=servers, token=_ask(invocation, servers), ca_file=ca_file, pinned=pinned)
+    profile = Profile(name, servers=servers, ca_file=ca_file, pinned=pinned)
     client = Client(profile, warn=invocation.warn)
     try:
-        answer = client.call("GET", "/v1/whoami")
+        profile.token = "" if oidc else _ask(invocation, servers, client)
+        answer = client.call("GET", "/v1/whoami") if profile.token else _at_provider(invocation, client, profile)
     finally:
         client.close()
     add_profile(name, servers=servers, token=profile.token, ca_file=ca_file, pinned=pinned)
@@ -101,22 +105,45 @@ def _where(invocation: Invocation) -> tuple[str, list[str], str, str]:
     return name, servers, os.environ.get("PWM_CA") or str(entry.get("ca") or ""), str(entry.get("pinned") or "")
 
 
-def _ask(invocation: Invocation, servers: list[str]) -> str:
-    """The token, from the keyboard or from standard input."""
+def _at_provider(invocation: Invocation, client: Client, profile: Profile) -> dict[str, Any]:
+    """Who has logged in there; the profile gets the token."""
+    from pwm.cli.device_login import log_in
+
+    answer = log_in(invocation, client)
+    profile.token = str(answer.get("token", ""))
+    entry: dict[str, Any] = answer.get("entry") or {}
+    return {"user": entry.get("user"), "token": entry}
+
+
+def _ask(invocation: Invocation, servers: list[str], client: Client) -> str:
+    """The token, from the keyboard or from standard input; "" when somebody would rather log in at the provider."""
     import sys
 
+    issuer = ""
     if sys.stdin.isatty():
         from getpass import getpass
 
+        from pwm.cli.device_login import provider_of
+        from pwm.cli.render import harmless
+
+        issuer = harmless(provider_of(client))
         invocation.note(f"Token for {', '.join(servers)}; `pwm token create` makes one where you are logged in.")
+        if issuer:
+            invocation.note(f"Or just Enter, to log in with a browser at {issuer}.")
         try:
             token = getpass("Token (not shown): ").strip()
         except EOFError:
-            token = ""
+            token, issuer = "", ""
     else:
         token = sys.stdin.readline().strip()
+    if not token and not issuer:
+        raise UsageError(
+            "no token was given",
+            next_step="Paste it, or pipe it in: pwm login < token-file. Where the server has a provider to log in at,\n"
+            "  pwm login --oidc takes a browser instead.",
+        )
     if not token:
-        raise UsageError("no token was given", next_step="Paste it, or pipe it in: pwm login < token-file")
+        return token
     if not token.isascii() or not token.isprintable() or " " in token:
         raise UsageError("that is no token", next_step=f"One is {LENGTH} characters that begin with {PREFIX}")
     if token.startswith(PREFIX) and len(token) < LENGTH:
@@ -141,12 +168,13 @@ COMMANDS = {
     "login": Command(
         "login",
         login,
-        help="Log in with a token, typed or piped in, and keep it as a profile.",
+        help="Log in with a token, typed or piped in, or with a browser, and keep it as a profile.",
         parameters=(
+            Option("oidc", "--oidc", help="Log in with a browser, at the provider that the server has.", flag=True),
             *CONNECTION,
             Option("ca", "--ca", help="Authorities to believe, PEM.", metavar="FILE", completes="file"),
             Option("fingerprint", "--fingerprint", help="Of a PWM's own authority, to pin it.", metavar="HEX"),
         ),
-        epilog="pwm login --server http://a:4700 --server http://b:4700 --profile lab",
+        epilog="pwm login --server https://a:4700 --server https://b:4700 --profile lab",
     )
 }

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from pwm.cli import exit_codes
 from pwm.cli.command import Command, Option
+from pwm.cli.commands.daemons import OIDC_SETTINGS
 from pwm.cli.errors import CliError, UsageError
 
 TYPE_CHECKING = False
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pwm.cli.invocation import Invocation
+    from pwm.cli.settings import Setting
     from pwm.localcluster import LocalCluster, Settings
 
 PROFILE = "local"
@@ -55,12 +57,36 @@ def up(invocation: Invocation, **options: Any) -> int:
         node=options["node"] or "",
         docker_host=_docker_host(),
         allow_process=options["allow_process"],
+        controller_options=_passed_on(options),
     )
     try:
         return _run(invocation, settings, options)
     finally:
         if options["rm"]:
             shutil.rmtree(state_dir, ignore_errors=True)
+
+
+def _passed_on(options: dict[str, Any]) -> tuple[str, ...]:
+    """What is only for the controllers; their variables they inherit."""
+    flags: list[str] = []
+    for setting in OIDC_SETTINGS:
+        given = options[setting.name]
+        for text in given if setting.multiple else [given] if given else ():
+            flags.append(f"{setting.option.spellings[0]}={text}")
+    return tuple(flags)
+
+
+def _for_controllers(setting: Setting) -> Option:
+    """The setting's own option, checked here, and kept as it was typed."""
+    own = setting.option
+
+    def checked(text: str) -> str:
+        setting.convert(text)
+        return text
+
+    return Option(
+        own.name, *own.spellings, help=own.help, metavar=own.metavar, multiple=own.multiple, convert=checked,
+    )  # fmt: skip
 
 
 def _demand_ports(options: dict[str, Any]) -> None:
@@ -298,6 +324,7 @@ COMMANDS = {
             Option("node", "--node", help="Name of this machine's node.", metavar="NAME"),
             Option("allow_process", "--allow-process", help="Also run workloads as plain processes.", flag=True),
             Option("new_profile", "--profile", help="Name of the profile to write.", metavar="NAME"),
+            *map(_for_controllers, OIDC_SETTINGS),
         ),
     )
 }  # fmt: skip

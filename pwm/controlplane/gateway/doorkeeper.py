@@ -102,7 +102,7 @@ class Doorkeeper:
         now_s, where = self._clock_s(), neighbourhood(address)
         banned_before = self._door.banned_s(where, now_s) > 0
         # One that has ended was somebody's, whose script may not know yet: that is no guess.
-        guessed = not (isinstance(error, LoginFailed) and error.user)
+        guessed = not isinstance(error, LoginFailed) or error.is_guess
         if guessed and self._door.fail(where, now_s):
             self.bans += 1
             ban_s = self._door.limits.ban_s

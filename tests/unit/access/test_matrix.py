@@ -36,6 +36,7 @@ NEEDS: dict[str, tuple[str, str]] = {
     "WorkloadService.Keep": ("apply", "Workload"),
     "WorkloadService.Why": ("get", "Workload"),
     "WorkloadService.Logs": ("logs", "Workload"),
+    "WorkloadService.CreateExecTicket": ("shell", "Workload"),
     "WorkloadService.Exec": ("shell", "Workload"),
     "WorkloadService.Inspect": ("inspect", "Workload"),
     "WorkloadService.Processes": ("top", "Workload"),
@@ -45,6 +46,9 @@ NEEDS: dict[str, tuple[str, str]] = {
     "TokenService.CreateToken": ("token", "User"),
     "TokenService.ListTokens": ("token", "User"),
     "TokenService.RevokeTokens": ("token", "User"),
+    "LoginService.GetProvider": (PUBLIC, ""),
+    "LoginService.BeginLogin": (PUBLIC, ""),
+    "LoginService.CompleteLogin": (PUBLIC, ""),
     "CreditService.GetCredits": ("get", "User"),
     "CreditService.GetGroupCredits": ("get", "Credit"),
     "CreditService.GetReport": (ANYBODY, ""),
@@ -102,10 +106,12 @@ NAMES = {
     "ResourceCredit": ("A100", "A100"),
 }
 # Of these rpcs an answer says that the caller was let in, whatever it is: no agent is connected, nothing is in doubt,
-# no other replica is there, what is to be deleted is in use, who joins shows no key, and authorities are limited.
+# no other replica is there, what is to be deleted is in use, who joins shows no key, there is no provider to log in at,
+# and authorities are limited.
 MAY_FAIL = {
     "WorkloadService.Logs", "TokenService.RevokeTokens", "AdminService.AcceptRestore", "AdminService.Drill",
     "ResourceService.Delete", "SystemService.Join", "AdminService.RotateAuthority",
+    "LoginService.BeginLogin", "LoginService.CompleteLogin",
 }  # fmt: skip
 
 

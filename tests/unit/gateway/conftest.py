@@ -28,6 +28,7 @@ from pwm.api.v1.services_pb2_grpc import (
     AdminServiceServicer,
     CreditServiceServicer,
     EventServiceServicer,
+    LoginServiceServicer,
     NoticeServiceServicer,
     ResourceServiceServicer,
     SystemServiceServicer,
@@ -97,6 +98,7 @@ class World:
             (by_name["UsageService"], Usage()),
             (by_name["EventService"], Events()),
             (by_name["TokenService"], Tokens()),
+            (by_name["LoginService"], Logins()),
             (by_name["CreditService"], Credits()),
             (by_name["NoticeService"], Notices()),
             (by_name["AdminService"], Admin()),
@@ -274,6 +276,17 @@ class Tokens(TokenServiceServicer):
 
     async def RevokeTokens(self, request: Any, context: Any) -> s.RevokeTokensResponse:
         return s.RevokeTokensResponse()
+
+
+class Logins(LoginServiceServicer):
+    async def GetProvider(self, request: Any, context: Any) -> s.GetProviderResponse:
+        return s.GetProviderResponse()
+
+    async def BeginLogin(self, request: Any, context: Any) -> s.BeginLoginResponse:
+        return s.BeginLoginResponse(user_code="ABCD-EFGH")
+
+    async def CompleteLogin(self, request: Any, context: Any) -> s.CompleteLoginResponse:
+        return s.CompleteLoginResponse(state=s.CompleteLoginResponse.PENDING)
 
 
 class Credits(CreditServiceServicer):
