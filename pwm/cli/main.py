@@ -44,6 +44,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "events": ("events", "What happened, and who did it."),
     "credits": ("credits", "Credits spent and left, and what devices cost."),
     "report": ("credits", "Use and cost by user, group, device and week."),
+    "limits": ("limits", "What may be had at once, and what of it is in use."),
     "login": ("login", "Log in with a token."),
     "notify": ("notify", "Where you are told what becomes of your workloads."),
     "token": ("token", "Make, list and end tokens."),

@@ -56,7 +56,7 @@ from pwm.controlplane.queries import Queries
 from pwm.controlplane.replicas import Replicas
 from pwm.controlplane.roles import CHORES, ZONE_PREFIX, Roles
 from pwm.controlplane.secrets import Secrets
-from pwm.controlplane.services.accounts import AccountReader
+from pwm.controlplane.services.accounts import AccountReader, LimitService
 from pwm.controlplane.services.admin import AdminService
 from pwm.controlplane.services.applying import Applier
 from pwm.controlplane.services.audit import AuditReader
@@ -462,6 +462,9 @@ class ControlPlane:
                 store=self.store,
                 authorizer=self.authorizer,
                 stale_since_ms=self.stale_since_ms,
+            ),
+            "LimitService": LimitService(
+                view=view, accounts=AccountReader(view=view, cluster=self.cluster), authorizer=self.authorizer
             ),
             "NoticeService": NoticeService(view=view, commands=self.commands, settings=self._notice_settings),
             "AdminService": self._admin_service(),

@@ -37,52 +37,12 @@ def whoami(invocation: Invocation, *, output: str | None) -> int:
         if said := warning(account):
             invocation.say(said)
     if accounts := answer.get("accounts"):
-        invocation.out.write("\nIn use now, of what you may have at once\n" + _accounts(accounts))
+        from pwm.cli.commands.limits import accounts_table
+
+        invocation.out.write("\nIn use now, of what you may have at once\n" + accounts_table(accounts))
     if granted := answer.get("permissions"):
         invocation.out.write("\nYou may, beside what everybody may\n" + _permissions(granted))
     return exit_codes.DONE
-
-
-def _accounts(accounts: Sequence[dict[str, Any]]) -> str:
-    from pwm.cli.render import harmless, table
-    from pwm.quantity import QuantityError, format_bytes, format_cpu, parse_bytes
-
-    def memory(limits: dict[str, Any]) -> str | None:
-        try:
-            return format_bytes(parse_bytes(str(limits["memory"]))) if limits.get("memory") else None
-        except QuantityError:
-            return harmless(str(limits["memory"]))
-
-    rows = []
-    for account in accounts:
-        limits, used = account.get("limits") or {}, account.get("used") or {}
-        gpus, cpus = limits.get("gpus") or {}, limits.get("cpus") or {}
-        each = [
-            f"{part['perWorkload']} {word}" for part, word in ((gpus, "GPUs"), (cpus, "CPUs")) if "perWorkload" in part
-        ]
-        rows.append(
-            [
-                f"{str(account.get('kind')).lower()} {harmless(str(account.get('name')))}",
-                _of(account.get("workloads") or 0, (limits.get("workloads") or {}).get("concurrently")),
-                _of(used.get("gpus") or 0, gpus.get("total")),
-                _of(format_cpu(int(used.get("cpuMillis") or 0)), cpus.get("total")),
-                _of(format_bytes(int(used.get("memoryBytes") or 0)), memory(limits)),
-                ", ".join(each) or "-",
-                _nodes(limits.get("nodes") or {}),
-            ]
-        )
-    return table(("WHO", "WORKLOADS", "GPUS", "CPUS", "MEMORY", "PER WORKLOAD", "NODES"), rows)
-
-
-def _of(used: object, allowed: object | None) -> str:
-    return str(used) if allowed is None else f"{used} of {allowed}"
-
-
-def _nodes(limits: dict[str, Any]) -> str:
-    from pwm.cli.render import harmless
-
-    allowed, denied = (", ".join(map(harmless, map(str, limits.get(part) or ()))) for part in ("allow", "deny"))
-    return " ".join(part for part in (allowed or "all", f"not {denied}" if denied else "") if part)
 
 
 def _permissions(granted: Sequence[dict[str, Any]]) -> str:

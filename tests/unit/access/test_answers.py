@@ -9,6 +9,7 @@ import pytest
 from pwm.api.v1 import events_pb2 as ev
 from pwm.api.v1.agent_pb2 import NodeUsage
 from pwm.api.v1.credits_pb2 import PeriodSettled
+from pwm.api.v1.identity_pb2 import GroupSpec
 from pwm.api.v1.node_pb2 import NodeStatus
 from pwm.api.v1.workload_pb2 import WorkloadSpec
 from pwm.controlplane.books import part_uid
@@ -346,3 +347,32 @@ async def test_a_report_of_no_week_is_refused(day: str) -> None:
     async with a_world() as world:
         answer = await world.ask("admin", "GET", "/v1/report/explain", query={"week": day})
         assert (answer.status, answer.json["details"][0]["nextStep"]) == (400, "write it as 2026-11-23")
+
+
+async def test_limits_of_everybody_are_those_of_whom_one_may_see() -> None:
+    async with a_world() as world:
+        limited = GroupSpec()
+        limited.limits.resources.gpus.total = 3
+        for name in (OWN, OTHER):
+            state = world.plane.view.by_name("Group", name)
+            await world.commit(Change("Group", state.metadata.uid, name, "", state, (ev.GroupApplied(spec=limited),)))
+
+        async def shown(caller: str, path: str = "/v1/limits", **query: str) -> list[str]:
+            answer = await world.ask(caller, "GET", path, query=query)
+            assert answer.status == 200, answer.body
+            return [f"{a['kind']} {a['name']}" for a in answer.json["accounts"]]
+
+        assert await shown("member", everybody="true") == [f"Group {OWN}"]
+        assert await shown("member") == ["User member", f"Group {OWN}"]
+        everybody = await shown("steward", everybody="true")
+        assert {f"Group {OWN}", f"Group {OTHER}"} <= set(everybody)
+        assert await shown("member", f"/v1/limits/groups/{OWN}") == [f"Group {OWN}", "User member"]
+        members = await shown("admin", f"/v1/limits/groups/{OWN}")
+        assert members[0] == f"Group {OWN}"
+        assert {"User member", "User owner"} <= set(members)
+        assert await shown("steward", user="member") == ["User member", f"Group {OWN}"]
+        both = await world.ask("admin", "GET", "/v1/limits", query={"everybody": "true", "user": "member"})
+        assert both.status == 400
+        account = (await world.ask("member", "GET", "/v1/limits")).json["accounts"][1]
+        assert account["limits"]["gpus"] == {"total": 3}
+        assert account["workloads"] == 1

@@ -53,6 +53,8 @@ NEEDS: dict[str, tuple[str, str]] = {
     "CreditService.GetGroupCredits": ("get", "Credit"),
     "CreditService.GetReport": (ANYBODY, ""),
     "CreditService.ExplainReport": (ANYBODY, ""),
+    "LimitService.GetLimits": ("get", "User"),
+    "LimitService.GetGroupLimits": ("get", "Group"),
     "NoticeService.GetNotices": (ANYBODY, ""),
     "NoticeService.SetNotices": (ANYBODY, ""),
     "AdminService.Can": ("get", "User"),

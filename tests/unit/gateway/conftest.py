@@ -28,6 +28,7 @@ from pwm.api.v1.services_pb2_grpc import (
     AdminServiceServicer,
     CreditServiceServicer,
     EventServiceServicer,
+    LimitServiceServicer,
     LoginServiceServicer,
     NoticeServiceServicer,
     ResourceServiceServicer,
@@ -100,6 +101,7 @@ class World:
             (by_name["TokenService"], Tokens()),
             (by_name["LoginService"], Logins()),
             (by_name["CreditService"], Credits()),
+            (by_name["LimitService"], Limits()),
             (by_name["NoticeService"], Notices()),
             (by_name["AdminService"], Admin()),
         ]
@@ -301,6 +303,14 @@ class Credits(CreditServiceServicer):
 
     async def ExplainReport(self, request: Any, context: Any) -> ExplainReportResponse:
         return ExplainReportResponse()
+
+
+class Limits(LimitServiceServicer):
+    async def GetLimits(self, request: Any, context: Any) -> s.GetLimitsResponse:
+        return s.GetLimitsResponse(accounts=[s.Account(kind="User", name=request.user)])
+
+    async def GetGroupLimits(self, request: Any, context: Any) -> s.GetGroupLimitsResponse:
+        return s.GetGroupLimitsResponse(accounts=[s.Account(kind="Group", name=request.group)])
 
 
 class Notices(NoticeServiceServicer):
