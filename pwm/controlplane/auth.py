@@ -130,6 +130,15 @@ class Authenticator:
         self._note_use(uid, known.principal.name, peer, now_ms)
         return known.principal
 
+    async def holder(self, uid: str, peer: str) -> Principal:
+        """As `user`, for whoever holds the token of that id, and has shown something that was given for it."""
+        if not self._view.synced:
+            await self._reading_is_over()
+        now_ms = self._clock.now_ms()
+        principal = self._look(uid, now_ms).principal
+        self._note_use(uid, principal.name, peer, now_ms)
+        return principal
+
     def _look(self, uid: str, now_ms: int) -> _Known:
         """Who a user's token speaks for. Raises ApiError UNAUTHENTICATED."""
         found: Token | None = self._view.get("Token", uid)
@@ -310,6 +319,7 @@ class Authorizer:
     def runs_the_cluster(self, principal: Principal) -> bool:
         """Such a one is not held to a rate: he has drills to run, and could change the limit anyway."""
         return self.may(principal, "apply", "Cluster")
+
 
 class _RolesByName(Mapping[str, Role]):
     """The view's roles, looked up without building a dictionary for each call."""

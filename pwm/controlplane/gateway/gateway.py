@@ -59,8 +59,25 @@ class Principal(Protocol):
     def ending(self) -> str: ...
 
 
+class Admission(Protocol):
+    """Somebody let in by a ticket."""
+
+    @property
+    def principal(self) -> Principal: ...
+
+    async def again(self) -> Principal:
+        """Who it is now; ApiError if nobody any more."""
+        ...
+
+    def check(self, first: Any) -> None:
+        """ApiError unless the first message asks for what the ticket is for."""
+        ...
+
+
 # Who a token from an address speaks for; ApiError if for nobody. None: the anonymous caller of a public rpc.
 Authenticate = Callable[[str | None, str], Awaitable[Principal]]
+# Who a ticket from an address speaks for, instead of a token, and what for; ApiError if for nobody.
+Redeem = Callable[[str, str], Awaitable[Admission]]
 # Whether the caller may make this request of this rpc (`ResourceService.Get`); ApiError if not.
 Authorize = Callable[[Any, Access, Message, str], None]
 
@@ -87,6 +104,7 @@ class Gateway:
     services:     the servicers by their descriptors
     authenticate: see Authenticate
     authorize:    see Authorize; not asked for public rpcs
+    redeem:       see Redeem; without it nobody comes with a ticket
     health:       whether this replica can serve, for /readyz
     registry:     what /metrics shows
     door:         who is sent away for asking too much; without it nobody is
@@ -104,6 +122,7 @@ class Gateway:
         registry: CollectorRegistry,
         title: str,
         version: str,
+        redeem: Redeem | None = None,
         door: Doorkeeper | None = None,
         tls: ssl.SSLContext | None = None,
         webui: Path = WEBUI,
@@ -111,6 +130,7 @@ class Gateway:
     ) -> None:
         self._authenticate = authenticate
         self._authorize = authorize
+        self._redeem = redeem
         self._door = door or Doorkeeper()
         self._encoder, decoder = Encoder(), Decoder()
         self._routes = Routes(services)
@@ -218,9 +238,12 @@ class Gateway:
         if access is None:
             raise ApiError(Code.PERMISSION_DENIED, f"{rpc.name} may be called by nobody: it has no access rule")
         token = requests.bearer_token(request)
+        admission = await self._admission(query, peer) if rpc.bidirectional and token is None else None
         if access.public:
             self._door.knock(peer)
             principal = await self._authenticate(None, peer)
+        elif admission is not None:
+            principal = admission.principal
         else:
             principal = await self._identify(token, peer)
         context = CallContext(
@@ -234,7 +257,7 @@ class Gateway:
         if rpc.call is None:
             raise ApiError(Code.UNIMPLEMENTED, f"{rpc.name} is not offered by this controller")
         if rpc.bidirectional:
-            return await self._exec(endpoint, request, context, token)
+            return await self._exec(endpoint, request, context, token, admission)
         message = await endpoint.reader.read(request, values, query)
         if not access.public:
             self._authorize(principal, access, message, rpc.name)
@@ -245,6 +268,20 @@ class Gateway:
         except LoginFailed as error:
             # What is open to everybody may ask for a credential of another kind.
             self._let_nobody_in(error, peer)
+
+    async def _admission(self, query: str, peer: str) -> Admission | None:
+        """What a ticket in the query stands for; None where there is none. Raises ApiError."""
+        ticket = requests.ticket(query) if query else ""
+        if not ticket or self._redeem is None:
+            return None
+        try:
+            admission = await self._redeem(ticket, peer)
+        except ApiError as error:
+            if error.code is not Code.UNAUTHENTICATED:
+                raise
+            self._let_nobody_in(error, peer)
+        self._door.visit(peer, admission.principal)
+        return admission
 
     async def _identify(self, token: str | None, peer: str) -> Principal:
         """Who shows a token, and that he may ask for more. Raises ApiError."""
@@ -312,12 +349,19 @@ class Gateway:
         return response
 
     async def _exec(
-        self, endpoint: _Endpoint, request: web.BaseRequest, context: CallContext, token: str | None
+        self,
+        endpoint: _Endpoint,
+        request: web.BaseRequest,
+        context: CallContext,
+        token: str | None,
+        admission: Admission | None,
     ) -> web.StreamResponse:
         rpc = endpoint.rpc
 
         async def admit(first: Message) -> Callable[[], Awaitable[None]]:
-            recheck = self._recheck(rpc, token, context.peer, first)
+            recheck = self._recheck(rpc, token, context.peer, first, admission)
+            if admission is not None:
+                admission.check(first)
             if rpc.access is not None and not rpc.access.public:
                 self._authorize(context.principal, rpc.access, first, rpc.name)
             return recheck
@@ -330,10 +374,12 @@ class Gateway:
         endpoint.metrics.count(error.code if error else Code.OK)
         return response
 
-    def _recheck(self, rpc: Rpc, token: str | None, peer: str, message: Message) -> Callable[[], Awaitable[None]]:
+    def _recheck(
+        self, rpc: Rpc, token: str | None, peer: str, message: Message, admission: Admission | None = None
+    ) -> Callable[[], Awaitable[None]]:
         async def recheck() -> None:
             if rpc.access is not None and not rpc.access.public:
-                principal = await self._authenticate(token, peer)
+                principal = await (admission.again() if admission is not None else self._authenticate(token, peer))
                 self._authorize(principal, rpc.access, message, rpc.name)
 
         return recheck

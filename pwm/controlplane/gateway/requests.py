@@ -10,6 +10,7 @@ import itertools
 import re
 import secrets
 from typing import Any
+from urllib.parse import parse_qsl
 
 from aiohttp import web
 from google.protobuf.message import Message
@@ -27,6 +28,8 @@ BODY_TIMEOUT_S = 64
 THREAD_BYTES = 256 * 2**10
 
 MAX_IDEMPOTENCY_KEY_CHARS = 128
+# Of a query that has a ticket in it.
+MAX_TICKET_FIELDS = 8
 LONGEST_TIMEOUT_S = 24 * 3600
 
 # Request ids: one part that differs between runs of the server, and a count.
@@ -56,6 +59,15 @@ def bearer_token(request: web.BaseRequest) -> str | None:
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     token = token.strip()
     return token if scheme.lower() == "bearer" and token and token.isascii() else None
+
+
+def ticket(query: str) -> str:
+    """What a browser shows instead of a token; "" for none."""
+    try:
+        found = [value for key, value in parse_qsl(query, max_num_fields=MAX_TICKET_FIELDS) if key == "ticket"]
+    except ValueError:
+        return ""
+    return found[0] if len(found) == 1 and found[0].isascii() else ""
 
 
 def idempotency_key(request: web.BaseRequest) -> str:

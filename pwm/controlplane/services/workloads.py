@@ -35,6 +35,7 @@ from pwm.controlplane.services.using import check_use
 from pwm.controlplane.sight import Sight
 from pwm.controlplane.store.commits import ReceiptWrite
 from pwm.controlplane.store.errors import AlreadyAnswered
+from pwm.controlplane.tickets import LIFETIME_S, Tickets
 from pwm.controlplane.view import View
 from pwm.quantity import format_duration
 
@@ -54,9 +55,11 @@ class WorkloadService:
         explainer: Explainer,
         logs: LogReader,
         bridge: ExecBridge,
+        tickets: Tickets,
         authorizer: Authorizer,
         clock: Clock,
     ) -> None:
+        self._tickets = tickets
         self._view = view
         self._commands = commands
         self._agents = agents
@@ -127,6 +130,15 @@ class WorkloadService:
         return find_workload(self._view, request.name, request.group or context.principal.default_group)
 
     # ---- questions
+
+    async def CreateExecTicket(
+        self, request: api.CreateExecTicketRequest, context: CallContext
+    ) -> api.CreateExecTicketResponse:
+        workload = self._find(request, context).metadata
+        ticket = await self._tickets.issue(context.principal, group=workload.group, workload=workload.name)
+        answer = api.CreateExecTicketResponse(ticket=ticket)
+        answer.lifetime.FromSeconds(LIFETIME_S)
+        return answer
 
     async def Why(self, request: api.WhyRequest, context: CallContext) -> api.WhyResponse:
         return self._explainer.why(self._find(request, context), Sight(self._authorizer, context.principal).container)

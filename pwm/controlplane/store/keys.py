@@ -11,6 +11,7 @@
     leader/{role}                     leased; its create_revision is the fence
     replica/{id}, session/{node}      leased; a session's mod_revision is its epoch
     turn/{kind}/{name}                rewritten by who takes of a total of a user or group, see `controlplane/turns`
+    ticket/{hash}                     what may be opened with it, once (pwm.v1.Ticket); leased
     used/{user}/{uid}                 when and from where a token was used last (pwm.v1.TokenUse)
     notices/read                      how far the log has been read for notices (pwm.v1.NoticesRead)
     notices/told/{uid}                what has been told of a workload (pwm.v1.NoticesTold)
@@ -102,6 +103,9 @@ class Keys:
 
     def turn(self, kind: str, name: str) -> bytes:
         return self.prefix + f"turn/{kind}/{quote(name, safe='')}".encode()
+
+    def ticket(self, digest: str) -> bytes:
+        return self.prefix + b"ticket/" + digest.encode()
 
     def token_use(self, user: str, uid: str) -> bytes:
         return self.token_uses(user) + uid.encode()

@@ -30,6 +30,7 @@ from pwm.controlplane.core.door import NO_LIMITS, DoorLimits
 from pwm.controlplane.credentials import Credentials
 from pwm.controlplane.gateway import Gateway
 from pwm.controlplane.gateway.doorkeeper import Doorkeeper
+from pwm.controlplane.oidc.provider import Provider
 from pwm.controlplane.plane import ControlPlane
 from pwm.controlplane.store.keys import Keys
 from pwm.controlplane.store.memory import MemoryKV
@@ -109,14 +110,21 @@ class World:
 
 
 @asynccontextmanager
-async def a_world(limits: DoorLimits = NO_LIMITS) -> AsyncIterator[World]:
+async def a_world(limits: DoorLimits = NO_LIMITS, *, provider: Provider | None = None) -> AsyncIterator[World]:
     kv, keys, clock = MemoryKV(), Keys(b"/t/"), Clock()
     credentials = Credentials(
         kv, keys=keys, cluster_key=ClusterKey.generate(), clock=clock, replica="r", hosts=["localhost"]
     )
     await credentials.load()
     plane = ControlPlane(
-        kv=kv, keys=keys, replica="r", address="http://127.0.0.1", clock=clock, credentials=credentials
+        kv=kv,
+        keys=keys,
+        replica="r",
+        address="http://127.0.0.1",
+        clock=clock,
+        credentials=credentials,
+        provider=provider,
+        cluster_key=ClusterKey.generate() if provider is not None else None,
     )
     async with plane.store:
         following = asyncio.create_task(plane.follower.run())
@@ -125,6 +133,7 @@ async def a_world(limits: DoorLimits = NO_LIMITS) -> AsyncIterator[World]:
             services=plane.services(),
             authenticate=plane.authenticator.user,
             authorize=plane.authorizer.check_call,
+            redeem=plane.tickets.redeem,
             health=plane.health,
             registry=CollectorRegistry(),
             title="PWM",

@@ -315,8 +315,12 @@ def test_who_expects_tls_where_there_is_none_is_told_how_to_go_without(server: F
 def test_a_plain_server_that_hangs_up_is_not_taken_for_one_with_tls() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        thread = threading.Thread(target=lambda: [listener.accept()[0].close() for _ in range(6)], daemon=True)
-        thread.start()
+
+        def hang_up() -> None:
+            for _ in range(6):
+                listener.accept()[0].close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
         with pytest.raises(NoServerError) as refused:
             _client(f"http://127.0.0.1:{port}").call("GET", "/v1/whoami")
         assert "TLS" not in str(refused.value)

@@ -147,7 +147,7 @@ async def test_who_keeps_a_workload_is_told_until_when_and_a_retry_does_not_make
     unused: Any = None
     service = WorkloadService(
         view=plane.view, commands=plane.commands, agents=unused, explainer=unused, logs=unused, bridge=unused,
-        authorizer=unused, clock=Clock(),
+        tickets=unused, authorizer=unused, clock=Clock(),
     )  # fmt: skip
     by_ann = CallContext(principal=await add_user(plane, "ann", {}), idempotency_key="k")
     request = api.KeepRequest(name="on-n", group="g", time={"seconds": 3600})

@@ -30,6 +30,7 @@ async def test_a_retried_restart_restarts_once(plane: Plane) -> None:
         explainer=unused,
         logs=unused,
         bridge=unused,
+        tickets=unused,
         authorizer=Authorizer(plane.view),
         clock=Clock(),
     )
@@ -53,6 +54,7 @@ async def test_a_retried_stop_says_what_the_first_one_did(plane: Plane) -> None:
         explainer=unused,
         logs=unused,
         bridge=unused,
+        tickets=unused,
         authorizer=unused,
         clock=Clock(),
     )

@@ -231,6 +231,9 @@ class Workloads(WorkloadServiceServicer):
         yield s.LogsResponse(stream=STDERR, data=b"two\xff\n", container="train.0.1", next_offset=9)
         yield s.LogsResponse(container="train.0.1", next_offset=9)
 
+    async def CreateExecTicket(self, request: Any, context: Any) -> s.CreateExecTicketResponse:
+        return s.CreateExecTicketResponse(ticket="pwmticket_secret")
+
     async def Exec(self, requests: AsyncIterator[s.ExecRequest], context: Any) -> AsyncIterator[s.ExecResponse]:
         """Echoes input on stdout, says sizes on stderr, ends with code 3 when the input is closed."""
         try:
@@ -339,6 +342,12 @@ class Admin(AdminServiceServicer):
 
     async def CreateNodeToken(self, request: Any, context: Any) -> s.CreateNodeTokenResponse:
         return s.CreateNodeTokenResponse(token="pwm_secret")
+
+    async def ListNodeCredentials(self, request: Any, context: Any) -> s.ListNodeCredentialsResponse:
+        return s.ListNodeCredentialsResponse()
+
+    async def RevokeNodeCredentials(self, request: Any, context: Any) -> s.RevokeNodeCredentialsResponse:
+        return s.RevokeNodeCredentialsResponse()
 
     async def ConfirmDead(self, request: Any, context: Any) -> s.ConfirmDeadResponse:
         return s.ConfirmDeadResponse()
