@@ -120,6 +120,8 @@ class Provider:
         """Claims of who has confirmed it. Raises NotYet, LoginOver, NotBelieved."""
         async with self._call():
             about = await self._known()
+            # A code is good for one answer: what it takes to read that is got before.
+            await self._current_keys(about)
             form, headers = self._client(about)
             form |= {"grant_type": GRANT, "device_code": device_code}
             status, said = await self._wire.post(about.token_endpoint, form, headers)
