@@ -373,7 +373,7 @@ class ControlPlane:
         """Notices that agents cannot reach this replica, and says so."""
         hearing = Hearing(
             clock=self.clock,
-            connected_here=lambda: {agent.node for agent in self.dispatcher.agents()},
+            connected_here=self.dispatcher.nodes,
             holder=self.presence.holder,
         )
         while True:
