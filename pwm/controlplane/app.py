@@ -22,6 +22,7 @@ from pwm.controlplane.cluster_key import ClusterKey, ClusterKeyError
 from pwm.controlplane.config import ControllerConfig
 from pwm.controlplane.credentials import CannotServe, Credentials, GivenCertificate
 from pwm.controlplane.delivery.courier import Courier
+from pwm.controlplane.garbage import look_for_garbage
 from pwm.controlplane.gateway.doorkeeper import Doorkeeper
 from pwm.controlplane.gateway.gateway import Gateway
 from pwm.controlplane.oidc.provider import Provider
@@ -90,8 +91,9 @@ async def run(config: ControllerConfig, stop: asyncio.Event) -> None:
             loops = group.create_task(_run_loops(plane, certified))
             serving = group.create_task(_serve(config, plane, kv, certified))
             stopping = group.create_task(stop.wait())
+            garbage = group.create_task(look_for_garbage())
             await asyncio.wait([loops, serving, stopping], return_when=asyncio.FIRST_COMPLETED)
-            for task in (serving, loops, stopping):
+            for task in (serving, loops, stopping, garbage):
                 task.cancel()
 
 
