@@ -27,11 +27,13 @@ from pwm.controlplane.commands import Commands
 from pwm.controlplane.controllers.chores import DEFAULT_AUDIT_KEPT_MS, keep_audit, keep_retention, watch_space
 from pwm.controlplane.controllers.credits import CreditController
 from pwm.controlplane.controllers.idle import IdleController
+from pwm.controlplane.controllers.lost_notices import LostNotices
 from pwm.controlplane.controllers.nodes import NodeController
 from pwm.controlplane.controllers.notices import NoticeController
 from pwm.controlplane.controllers.secrets import keep_sealed
 from pwm.controlplane.controllers.tokens import forget_tokens
 from pwm.controlplane.controllers.workloads import WorkloadController
+from pwm.controlplane.core.authz import may
 from pwm.controlplane.core.credits import DEFAULT_POLICY, CreditPolicy
 from pwm.controlplane.core.idle import DEFAULT_POLICY as IDLE_POLICY
 from pwm.controlplane.core.idle import IdlePolicy
@@ -292,7 +294,15 @@ class ControlPlane:
             courier=courier,
             clock=self.clock,
             shown_as=self.queries.workload,
+            agents=self.agents,
+            may_read=self._may_read_output,
+            given_up=LostNotices(view=self.view, commands=self.commands, fence=fence).note,
         )
+
+    def _may_read_output(self, user: str, group: str) -> bool:
+        """Whether `pwm logs` would show a user the output of a group's workloads."""
+        state = self.view.by_name("User", user)
+        return state is not None and may(state, self.authorizer.roles, verb="logs", kind="Workload", group=group)
 
     # ---- scheduling's accounting, in step with the view
 

@@ -144,11 +144,11 @@ def verify(headers: dict[str, str], body: bytes) -> None:
     assert hmac.compare_digest(expected, headers["X-PWM-Signature"])
 
 
-def test_a_workload_that_crashes_sends_one_mail_with_the_reason(
+def test_a_workload_that_crashes_sends_one_mail_with_the_reason_and_its_last_lines(
     pwm: PwmCluster, eve: str, mailbox: tuple[Mailbox, int]
 ) -> None:
     box = mailbox[0]
-    run(pwm, eve, "fails", "exit 3", {"byEmail": True, "on": ["crashed"]})
+    run(pwm, eve, "fails", "echo it goes; echo it breaks >&2; exit 3", {"byEmail": True, "on": ["crashed"]})
     eventually(lambda: box.about("fails"), lambda: f"a mail: {pwm.log('controller')[-3000:]}", limit_s=LIMIT_S)
     run(pwm, eve, "works", "exit 0", {"byEmail": True})
     eventually(lambda: len(box.about("works")) == 2, "it ran, and it ended", limit_s=LIMIT_S)
@@ -157,6 +157,8 @@ def test_a_workload_that_crashes_sends_one_mail_with_the_reason(
     assert mail["From"] == "pwm@example.org"
     assert mail["Subject"] == "PWM: fails has crashed: exited with code 3"
     assert "pwm why wk fails -g users" in mail.get_payload()
+    printed = mail.get_payload().partition("Its last lines were:")[2].split()
+    assert sorted(printed) == ["breaks", "goes", "it", "it"]
     assert [m["Subject"] for m in box.about("works")] == [
         "PWM: works is running",
         "PWM: works has ended: ended with code 0",

@@ -10,7 +10,7 @@ That a workload waits is no event. Those whose owners want to know are looked at
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import structlog
@@ -19,6 +19,7 @@ from pwm.api.v1.events_pb2 import Event
 from pwm.api.v1.identity_pb2 import User
 from pwm.api.v1.store_pb2 import NoticesTold, PendingNotice
 from pwm.api.v1.workload_pb2 import Container, Workload, WorkloadStatus
+from pwm.controlplane.agentlink import AgentLink
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.core import notices
 from pwm.controlplane.core.evolve import STATE_TYPES
@@ -26,6 +27,7 @@ from pwm.controlplane.core.limits import owner_of
 from pwm.controlplane.core.notices import Happened, Notice
 from pwm.controlplane.core.targets import shown
 from pwm.controlplane.delivery.courier import Courier
+from pwm.controlplane.delivery.last_words import LastWords
 from pwm.controlplane.delivery.outbox import Outbox, Write, without_repetition
 from pwm.controlplane.delivery.post import Post, keep_writing
 from pwm.controlplane.store import errors as store_errors
@@ -56,15 +58,19 @@ class NoticeController:
         courier: Courier,
         clock: Clock,
         shown_as: Callable[[Workload], Workload],
+        agents: AgentLink,
+        may_read: Callable[[str, str], bool],
+        given_up: Callable[[PendingNotice, str], Awaitable[None]],
     ) -> None:
-        """`shown_as`: a workload with the status that people see."""
+        """`shown_as`: a workload with the status that people see. For the others see `LastWords` and `Post`."""
         self._view = view
         self._store = store
         self._outbox = outbox
         self._settings = courier.settings
         self._clock = clock
         self._shown_as = shown_as
-        self._post = Post(outbox=outbox, sender=courier, now_ms=clock.now_ms)
+        sender = LastWords(courier, agents=agents, may_read=may_read)
+        self._post = Post(outbox=outbox, sender=sender, now_ms=clock.now_ms, given_up=given_up)
         self._told: dict[str, NoticesTold] = {}
         # What was decided later is written later.
         self._writing = asyncio.Lock()

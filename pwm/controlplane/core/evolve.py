@@ -323,6 +323,10 @@ def _credit_notice(state: Any, event: ev.Event) -> None:
     state.status.credits.CopyFrom(event.credit_notice)
 
 
+def _nothing(state: Any, event: ev.Event) -> None:
+    """It is told, and changes nothing."""
+
+
 def _removed(state: Any, event: ev.Event) -> None:
     """The stream ends. The last state stays as it was, for `describe` of what is gone."""
     if isinstance(state, Container):
@@ -370,5 +374,6 @@ _HANDLERS: dict[str, Callable[[Any, ev.Event], None]] = {
     "token_revoked": _token_revoked,
     "period_settled": _period_settled,
     "credit_notice": _credit_notice,
+    "notice_given_up": _nothing,
     "removed": _removed,
 }

@@ -13,7 +13,7 @@ one that is decided on twice, because a leader died in between, is the same.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
@@ -55,6 +55,7 @@ _SAID = {
     "crashed": "has crashed",
     "denied": "cannot start",
 }
+_WELL = (ContainerStatus.RUNNING, ContainerStatus.EXITED)
 # Who wants to hear of these hears also that something was stopped for it.
 _STOPPED_FOR = {"IDLE": "idle", "OUT_OF_CREDITS": "credits", "TIME_LIMIT": "exited"}
 
@@ -80,6 +81,8 @@ class Notice:
     user: str
     reason: str = ""
     fact: str = ""
+    # Whose last output is told with it, if there is any.
+    container: Container | None = None
 
 
 # ---- who wants what
@@ -112,6 +115,8 @@ def pending(notice: Notice, address: str, *, now_ms: int) -> PendingNotice:
         id=notice.id, address=address, kind=notice.kind, subject=notice.subject, text=notice.text, time=notice.time,
         about_kind=kind, about_group=group, about_name=name, reason=notice.reason, user=notice.user,
         next_attempt=_at(now_ms), accepted=_at(now_ms),
+        container_uid=notice.container.metadata.uid if notice.container is not None else "",
+        node=notice.container.spec.node if notice.container is not None else "",
     )  # fmt: skip
 
 
@@ -154,7 +159,8 @@ def of_workload(
             notices.append(_of_run(workload, "running", Reason(), started.status.started_at, _where(started)))
     fact = _ENDS.get(status.phase, "")
     if fact in new and fact not in told:
-        notices.append(_of_run(workload, fact, status.reason, status.since, _ended(status)))
+        ended = _of_run(workload, fact, status.reason, status.since, _ended(status))
+        notices.append(replace(ended, container=_last_crash(workload, containers)) if fact == "crashed" else ended)
     return notices
 
 
@@ -172,6 +178,13 @@ def _first_start(workload: Workload, containers: Iterable[Container]) -> Contain
     run = (c for c in containers if c.spec.attempt >= workload.status.first_attempt)
     started = [c for c in run if c.status.HasField("started_at")]
     return min(started, key=lambda c: (c.status.started_at.ToMilliseconds(), c.metadata.uid), default=None)
+
+
+def _last_crash(workload: Workload, containers: Iterable[Container]) -> Container | None:
+    """Of the present run, the one that failed last, if it ever ran."""
+    run = (c for c in containers if c.spec.attempt >= workload.status.first_attempt)
+    failed = [c for c in run if c.status.HasField("started_at") and (c.status.exit_code or c.status.phase not in _WELL)]
+    return max(failed, key=lambda c: (c.status.finished_at.ToMilliseconds(), c.metadata.uid), default=None)
 
 
 def _of_run(workload: Workload, fact: str, reason: Reason, time: Timestamp, more: Sequence[str] = ()) -> Notice:

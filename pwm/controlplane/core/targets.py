@@ -52,6 +52,11 @@ def shown(address: str) -> str:
     return address.removeprefix(MAIL) if address.startswith(MAIL) else masked(address)
 
 
+def sort_of(address: str) -> str:
+    """For everybody: by which way, and nothing of where to."""
+    return "mail" if address.startswith(MAIL) else masked(address)
+
+
 def wrong(address: str) -> tuple[str, str]:
     """What is wrong with an address that somebody writes, as the end of a sentence, and what to do; or two times ""."""
     found = _FORM.fullmatch(address)

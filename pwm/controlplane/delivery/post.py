@@ -7,7 +7,7 @@ Nothing else waits for any of it.
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -53,8 +53,17 @@ def pause_ms(attempts: int) -> int:
 class Post:
     """For one term of leading the chores."""
 
-    def __init__(self, *, outbox: Outbox, sender: Sender, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        *,
+        outbox: Outbox,
+        sender: Sender,
+        now_ms: Callable[[], int],
+        given_up: Callable[[PendingNotice, str], Awaitable[None]],
+    ) -> None:
+        """`given_up`: told of a letter that is let go of undelivered, and why; before it is."""
         self._outbox = outbox
+        self._given_up = given_up
         self._sender = sender
         self._now_ms = now_ms
         self._letters: dict[str, PendingNotice] = {}
@@ -126,12 +135,12 @@ class Post:
 
     async def _round(self, letters: list[PendingNotice]) -> None:
         errors = await self._sender.deliver(letters)
-        writes = [self._after(letter, error) for letter, error in zip(letters, errors, strict=True)]
+        writes = [await self._after(letter, error) for letter, error in zip(letters, errors, strict=True)]
         await keep_writing(self._outbox, writes)
         for letter in letters:
             del self._under_way[letter_id(letter)]
 
-    def _after(self, letter: PendingNotice, error: str) -> Write:
+    async def _after(self, letter: PendingNotice, error: str) -> Write:
         now_ms, id = self._now_ms(), letter_id(letter)
         about = {"notice": letter.id, "kind": letter.kind, "to": shown(letter.address), "user": letter.user}
         if not error:
@@ -140,6 +149,7 @@ class Post:
         attempts = letter.attempts + 1
         if now_ms - letter.accepted.ToMilliseconds() >= GIVE_UP_AFTER_MS:
             log.error("notice given up", attempts=attempts, why=error, **about)
+            await self._given_up(letter, error)
             return self._let_go(letter)
         log.warning("notice not delivered", attempts=attempts, why=error, **about)
         again = PendingNotice()

@@ -11,6 +11,7 @@ from pwm.controlplane.core import idle
 from pwm.controlplane.core.credits import notice_said
 from pwm.controlplane.core.ledger import UNITS_PER_MICRO, cost_units, merged
 from pwm.controlplane.core.limits import OVER_CODES
+from pwm.controlplane.core.scheduling.verdicts import counted
 from pwm.enums import value_name
 from pwm.quantity import format_credits
 
@@ -74,6 +75,10 @@ def said(event: Event) -> str:
             return f"{credits} credits used" if settled.lines else f"settled until {until}"
         case "credit_notice":
             return notice_said(event.credit_notice)
+        case "notice_given_up":
+            lost = event.notice_given_up
+            tried = f"given up after {counted(lost.attempts, 'attempt')}"
+            return f"notice to {lost.user} {tried} ({lost.kind}, by {lost.to}): {lost.why}"
         case "removed":
             return "removed" + _because(event.removed.reason)
         case "token_issued" | "token_revoked" | None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pwm.api.v1 import events_pb2 as ev
+from pwm.api.v1.agent_pb2 import LogData, OpenStream, RelayRequest
 from pwm.api.v1.common_pb2 import Actor, Reason
 from pwm.api.v1.identity_pb2 import UserSpec
 from pwm.api.v1.store_pb2 import PendingNotice
@@ -25,16 +26,20 @@ from pwm.api.v1.workload_pb2 import (
     WorkloadSpec,
     WorkloadStatus,
 )
+from pwm.controlplane.agentlink import AgentUnreachable
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.controllers import notices as controller_of_notices
+from pwm.controlplane.controllers.lost_notices import LostNotices
 from pwm.controlplane.controllers.notices import NoticeController
 from pwm.controlplane.core.decide import Change, change
-from pwm.controlplane.delivery import post, webhook
+from pwm.controlplane.delivery import last_words, post, webhook
 from pwm.controlplane.delivery.courier import Courier, MailServer, NoticeSettings
 from pwm.controlplane.delivery.guard import may_connect
+from pwm.controlplane.delivery.last_words import LastWords, readable
 from pwm.controlplane.delivery.outbox import Outbox
 from pwm.controlplane.delivery.post import Post
 from pwm.controlplane.follower import Follower
+from pwm.controlplane.services import event_text
 from pwm.controlplane.store.commits import Guard
 from pwm.controlplane.store.errors import FenceLost
 from pwm.controlplane.store.keys import Keys
@@ -68,6 +73,33 @@ class Postman(Courier):
         return sorted(letter.kind for letter in self.taken)
 
 
+class Printers:
+    """Agents whose containers have printed something, if they are connected."""
+
+    def __init__(self, printed: dict[str, bytes] | None = None, *, hangs: bool = False) -> None:
+        self.printed = printed or {}
+        self.hangs = hangs
+        self.asked: list[str] = []
+
+    @asynccontextmanager
+    async def open(self, node: str, request: OpenStream) -> AsyncIterator[Any]:
+        self.asked.append(request.logs.container_uid)
+        if self.hangs:
+            await asyncio.Event().wait()
+        if node not in self.printed:
+            raise AgentUnreachable(f"the agent of node {node} is not connected")
+
+        async def frames() -> AsyncIterator[RelayRequest]:
+            for start in range(0, len(self.printed[node]), 1000):
+                yield RelayRequest(log=LogData(data=self.printed[node][start : start + 1000]))
+
+        yield frames()
+
+
+async def nobody_cares(letter: PendingNotice, why: str) -> None:
+    """That a letter is given up."""
+
+
 async def until(condition: Callable[[], Any]) -> None:
     async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110
@@ -87,8 +119,9 @@ async def leading(
 ) -> AsyncIterator[None]:
     outbox = Outbox(plane.kv, keys=KEYS, fence=await _win(plane))
     controller = NoticeController(
-        view=view or plane.view, store=plane.store, outbox=outbox, courier=postman, clock=Clock(), shown_as=shown_as
-    )
+        view=view or plane.view, store=plane.store, outbox=outbox, courier=postman, clock=Clock(), shown_as=shown_as,
+        agents=Printers(), may_read=lambda user, group: True, given_up=nobody_cares,
+    )  # fmt: skip
     running = asyncio.create_task(controller.run())
     try:
         while not (await plane.kv.range(KEYS.notices_read)).kvs and not running.done():  # noqa: ASYNC110
@@ -265,7 +298,12 @@ async def test_it_is_given_up_after_a_day(plane: Plane) -> None:
     for field in (letter.accepted, letter.next_attempt):
         field.FromMilliseconds(now[0])
     await outbox.write([outbox.put(letter)])
-    sending = Post(outbox=outbox, sender=postman, now_ms=lambda: now[0])
+    lost: list[tuple[PendingNotice, str]] = []
+
+    async def given_up(letter: PendingNotice, why: str) -> None:
+        lost.append((letter, why))
+
+    sending = Post(outbox=outbox, sender=postman, now_ms=lambda: now[0], given_up=given_up)
     sending.take([letter])
     running = asyncio.create_task(sending.run())
     try:
@@ -278,6 +316,8 @@ async def test_it_is_given_up_after_a_day(plane: Plane) -> None:
         await until(lambda: not running.done())
         assert not await outbox.pending()
         assert 24 <= postman.attempts <= 26
+        ((given, why),) = lost
+        assert (given.id, why, given.attempts + 1) == ("n", "no", postman.attempts)
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
@@ -292,7 +332,7 @@ async def test_whose_receivers_hang_keeps_nobody_else_waiting(plane: Plane) -> N
             return await super().deliver(letters)
 
     postman, outbox = Hanging(), Outbox(plane.kv, keys=KEYS, fence=await _win(plane))
-    sending = Post(outbox=outbox, sender=postman, now_ms=Clock().now_ms)
+    sending = Post(outbox=outbox, sender=postman, now_ms=Clock().now_ms, given_up=nobody_cares)
     hers = [PendingNotice(id=f"e{number}", address=CHAT, user="eve") for number in range(post.MOST_LETTERS_OF_A_USER)]
     sending.take(hers)
     running = asyncio.create_task(sending.run())
@@ -320,7 +360,7 @@ async def test_what_came_later_waits_for_what_is_on_its_way_to_the_same_address(
             return await super().deliver(letters)
 
     postman, outbox = Slow(), Outbox(plane.kv, keys=KEYS, fence=await _win(plane))
-    sending = Post(outbox=outbox, sender=postman, now_ms=Clock().now_ms)
+    sending = Post(outbox=outbox, sender=postman, now_ms=Clock().now_ms, given_up=nobody_cares)
     sending.take([PendingNotice(id="first", address=CHAT)])
     running = asyncio.create_task(sending.run())
     try:
@@ -333,6 +373,82 @@ async def test_what_came_later_waits_for_what_is_on_its_way_to_the_same_address(
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+
+
+# ---- what was printed last
+
+
+def of_crash(**more: Any) -> PendingNotice:
+    about = {"about_kind": "Workload", "about_group": "vision", "about_name": "w", "user": "eve", "id": "c"}
+    of = {"address": CHAT, "node": "n1", "container_uid": "w.0.1", "text": "w crashed.\n"}
+    return PendingNotice(**{**about, **of, **more})
+
+
+async def told(letter: PendingNotice, agents: Printers, *, may_read: bool = True) -> str:
+    postman = Postman()
+    sender = LastWords(postman, agents=agents, may_read=lambda user, group: may_read)  # type: ignore[arg-type]
+    assert await sender.deliver([letter]) == [""]
+    (sent,) = postman.taken
+    assert letter.text == "w crashed.\n", "what is kept has no output in it"
+    return sent.text
+
+
+async def test_a_crash_is_told_with_what_was_printed_last() -> None:
+    text = await told(of_crash(), Printers({"n1": b"one\n\x1b[31mtwo\x1b[0m\r\n\n"}))
+    assert text == "w crashed.\n\nIts last lines were:\n\n    one\n    two\n"
+
+
+@pytest.mark.parametrize(
+    ("agents", "more", "may_read"),
+    [
+        (Printers(), {}, True),
+        (Printers({"n1": b""}), {}, True),
+        (Printers({"n1": b"secret"}), {}, False),
+        (Printers({"n1": b"secret"}), {"container_uid": "", "node": ""}, True),
+    ],
+)
+async def test_a_crash_is_told_all_the_same_without(agents: Printers, more: dict[str, Any], may_read: bool) -> None:
+    assert await told(of_crash(**more), agents, may_read=may_read) == "w crashed.\n"
+    assert agents.asked == (["w.0.1"] if may_read and not more else [])
+
+
+async def test_an_agent_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(last_words, "LIMIT_S", 0.05)
+    assert await told(of_crash(), Printers(hangs=True)) == "w crashed.\n"
+
+
+def test_no_more_of_it_is_told_than_is_read_at_a_glance() -> None:
+    many = b"".join(b"line %d\n" % number for number in range(100))
+    assert readable(many).splitlines() == [f"line {number}" for number in range(80, 100)]
+    wide = b"".join(b"%d%s\n" % (number, b"x" * 1000) for number in range(9))
+    assert [line[0] for line in readable(wide).splitlines()] == ["7", "8"]
+    endless = readable("ä".encode() * 100_000)
+    assert endless.startswith("…ä")
+    assert len(endless.encode()) <= last_words.MOST_BYTES + 3
+    assert readable(b"\x1b]0;title\x07a\x08b\xff\tc") == "ab\ufffd\tc"
+
+
+# ---- what nobody has taken
+
+
+async def test_a_notice_that_is_given_up_is_in_the_log_of_what_it_was_about(plane: Plane) -> None:
+    await add_eve(plane)
+    await start(plane, "w")
+    lost = LostNotices(view=plane.view, commands=plane.commands, fence=await _win(plane))
+    letter = of_crash(kind="crashed", attempts=30, address="mailto:eve@example.org")
+    letter.time.GetCurrentTime()
+    await lost.note(letter, "550 no such user eve@example.org")
+    event = list(plane.view.recent_events)[-1]
+    said = "notice to eve given up after 31 attempts (crashed, by mail): 550 no such user …"
+    assert (event.kind, event.name, event_text.said(event)) == ("Workload", "w", said)
+    before = of_crash(kind="crashed", address=CHAT)
+    before.time.FromMilliseconds(1)
+    await lost.note(before, "no")
+    event = list(plane.view.recent_events)[-1]
+    assert (event.kind, event.name) == ("User", "eve"), "the workload of that name is another one"
+    assert event_text.said(event) == "notice to eve given up after 1 attempt (crashed, by tgram://***): no"
+    await lost.note(of_crash(user="nobody", about_name="gone"), "no")
+    assert list(plane.view.recent_events)[-1] is event
 
 
 # ---- where it may go

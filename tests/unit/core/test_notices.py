@@ -72,6 +72,22 @@ def test_the_id_is_the_same_for_the_same_fact_of_a_run_and_no_other() -> None:
     assert len({n.id for n in first + later}) == 3
 
 
+def test_of_a_crash_it_is_known_who_printed_last() -> None:
+    containers = [
+        container(0, attempt=1, phase=EXITED, exit_code=3), container(1, attempt=1, phase=EXITED, exit_code=0),
+        container(0, attempt=2, phase=EXITED, exit_code=4),
+    ]  # fmt: skip
+    containers[2].status.finished_at.FromMilliseconds(containers[0].status.finished_at.ToMilliseconds() + 1)
+    (crash,) = notices.of_workload(hers(count=2), containers, new=ENDS, told=())
+    assert crash.container is containers[2]
+    letter = notices.pending(crash, "tgram://1", now_ms=T0)
+    assert (letter.container_uid, letter.node) == (containers[2].metadata.uid, containers[2].spec.node)
+    (well,) = notices.of_workload(hers(), [container(phase=EXITED, exit_code=0)], new=ENDS, told=())
+    assert well.container is None
+    (unstarted,) = notices.of_workload(hers(), [container(phase=FAILED)], new=ENDS, told=())
+    assert unstarted.container is None
+
+
 def test_a_crash_tells_why_and_what_to_do_next() -> None:
     (crash,) = notices.of_workload(hers(), [container(phase=EXITED, exit_code=3)], new=ENDS, told=())
     assert crash.subject == "PWM: train has crashed: exited with code 3"
