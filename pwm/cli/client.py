@@ -358,7 +358,8 @@ class Client:
             from pwm.cli.render import local_time
 
             self._warn_once(
-                f"this token ends at {local_time(ends)}; `pwm token create` makes another, `pwm login` takes it"
+                f"this token ends at {local_time(ends)}; `pwm token create` makes another, which `pwm login` takes, "
+                "and `pwm login --oidc` gets one with a browser"
             )
         self._compare_versions(headers)
 

@@ -21,6 +21,7 @@ from pwm.api.v1.identity_pb2 import Role, Token, User
 from pwm.api.v1.services_pb2 import TokenEntry
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.core import authz
+from pwm.controlplane.core.logins import is_of_login
 from pwm.controlplane.core.tokens import ID_CHARS, shown_name, speaks_for, state, warns_from_ms
 from pwm.controlplane.errors import ApiError, LoginFailed, refused, unavailable
 from pwm.controlplane.view import View
@@ -77,9 +78,12 @@ def new_token() -> str:
 
 
 def _invalid(why: str, found: Token | None = None) -> LoginFailed:
+    got_by_logging_in = found is not None and is_of_login(found)
     return LoginFailed(
         why,
-        next_step="pwm login takes a live one; whoever has one makes another with pwm token create",
+        next_step="pwm login --oidc gets another"
+        if got_by_logging_in
+        else "pwm login takes a live one; whoever has one makes another with pwm token create",
         user=found.spec.user if found is not None else "",
         name=shown_name(found) if found is not None else "",
     )

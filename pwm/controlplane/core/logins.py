@@ -102,6 +102,11 @@ def token_name(host: str) -> str:
     return f"{TOKEN_NAME_PREFIX}{name or 'somewhere'}"
 
 
+def is_of_login(token: Token) -> bool:
+    """Whether somebody got it for a log-in at a provider, as far as its name says."""
+    return token.metadata.name.startswith(TOKEN_NAME_PREFIX)
+
+
 def issue(
     user: User, of_user: Sequence[Token], *, uid: str, host: str, spec: TokenSpec, now_ms: int
 ) -> tuple[Change, ...]:

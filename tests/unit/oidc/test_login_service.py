@@ -1,11 +1,13 @@
 """The controller's part of a log-in at a provider: who gets a token, what is written down, what nobody makes it do."""
 
+import asyncio
 import base64
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from pwm.api.v1 import events_pb2 as ev
 from pwm.api.v1.peer_pb2 import BegunLogin
@@ -14,13 +16,13 @@ from pwm.controlplane.commands import timestamp
 from pwm.controlplane.core.decide import change
 from pwm.controlplane.core.door import DoorLimits
 from pwm.controlplane.core.logins import MOST_TOKENS_PER_HOST
-from pwm.controlplane.oidc.provider import Provider
+from pwm.controlplane.oidc.provider import MOST_AT_ONCE, Provider
 from pwm.controlplane.oidc.settings import OidcSettings
 from pwm.controlplane.services import logins
 from pwm.controlplane.services.logins import HANDLE_PREFIX, SEALED_FOR
 from tests.unit.access.world import OWN, Answer, World, a_world
 from tests.unit.oidc.signing import private_key, signed
-from tests.unit.oidc.stand_in import StandIn, a_stand_in
+from tests.unit.oidc.stand_in import StandIn, a_stand_in, never
 
 SECRET = "a secret of the client"
 NOT_BELIEVED = "the provider's ID token is not believed:"
@@ -172,6 +174,14 @@ async def test_what_somebody_got_ends_with_being_deactivated(place: Place) -> No
     assert (await place.world.ask("ann", "GET", "/v1/whoami")).status == 401
 
 
+async def test_who_comes_with_one_that_has_ended_is_told_how_to_get_another(place: Place) -> None:
+    place.idp.confirm()
+    place.world.tokens["ann"] = (await place.log_in()).json["token"]
+    await place.world.ask("ann", "POST", "/v1/tokens/revoke", body={"names": ["oidc-box"]})
+    answer = await place.world.ask("ann", "GET", "/v1/whoami")
+    assert (answer.status, answer.json["details"][0]["nextStep"]) == (401, "pwm login --oidc gets another")
+
+
 async def test_who_logs_in_often_has_a_few_tokens_and_never_too_many(place: Place) -> None:
     place.idp.confirm()
     names = [(await place.log_in()).json["entry"]["name"] for _ in range(MOST_TOKENS_PER_HOST + 2)]
@@ -255,6 +265,25 @@ async def test_a_provider_that_is_away_or_unfit_is_said(place: Place) -> None:
             assert told.status == status
             assert told.json["details"][0]["nextStep"]
         handle = a_handle(own_key(place), place, device_code=f"D{status}{len(place.idp.asked)}")
+
+
+async def test_a_provider_that_says_nothing_holds_up_nobody_else(place: Place) -> None:
+    all_wait = asyncio.Event()
+
+    async def silence(request: web.Request) -> web.StreamResponse:
+        if place.idp.paths().count("/device") == MOST_AT_ONCE:
+            all_wait.set()
+        return await never(request)
+
+    place.idp.answers["/device"] = silence
+    async with asyncio.TaskGroup() as group:
+        waiting = [group.create_task(place.ask(BEGIN, {})) for _ in range(20)]
+        await all_wait.wait()
+        for _ in range(20):
+            assert (await place.world.ask("member", "GET", "/v1/whoami")).status == 200
+        assert not any(task.done() for task in waiting)
+        for task in waiting:
+            task.cancel()
 
 
 async def test_one_address_begins_so_many_log_ins_and_no_more(place: Place) -> None:
