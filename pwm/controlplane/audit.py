@@ -230,12 +230,29 @@ class AuditLog:
                 for stored in self._stored(page.kvs):
                     yield stored
 
-    async def between(self, from_ms: int, to_ms: int) -> list[StoredBatch]:
-        """Those written from one time on and before another. Raises KVError."""
+    async def revision(self) -> int:
+        """Of the store, now. Raises KVError."""
+        return (await self._kv.range(self._keys.audit_kept_since, keys_only=True)).revision
+
+    async def follow(self, after: int) -> AsyncGenerator[tuple[int, list[StoredBatch]], None]:
+        """What is written after a revision, with the revision that it has come to; in quiet times nothing now and then.
+
+        Raises KVError, Compacted among them.
+        """
+        start = self._keys.all_audit
+        watch = self._kv.watch(start, prefix_end(start), start_revision=after + 1, deletes=False)
+        async with aclosing(watch) as changes:
+            async for change in changes:
+                # A batch of which nobody knew whether it had been written was written again, with the same content.
+                new = (event.kv for event in change.events if event.kv.version == 1)
+                yield change.revision, self._stored(new)
+
+    async def between(self, from_ms: int, to_ms: int, *, revision: int = 0) -> list[StoredBatch]:
+        """Those written from one time on and before another, as of a revision (0: now). Raises KVError."""
         start, end = self._keys.audit_from(from_ms), self._keys.audit_from(to_ms)
         found: list[StoredBatch] = []
         while True:
-            page = await self._kv.range(start, end, limit=MOST_IN_BATCH)
+            page = await self._kv.range(start, end, limit=MOST_IN_BATCH, revision=revision)
             found += self._stored(page.kvs)
             if len(page.kvs) < MOST_IN_BATCH:
                 return found

@@ -40,7 +40,7 @@ def test_what_people_do_is_written_down(cluster: PwmCluster) -> None:
     changed = [(e["user"], e["what"], e.get("name")) for e in audit(cluster, "--action", "change")]
     assert ("admin", "workload_applied", "talk") in changed
     assert ("admin", "user_applied", "ann") in changed
-    assert ("admin", "token_issued", "hers") in changed
+    assert ("admin", "token_issued", "hers of ann") in changed
     (denied,) = audit(cluster, "--action", "denied", "--user", "ann")
     assert (denied["what"], denied["kind"], denied["name"], denied["address"]) == (
         "delete",
@@ -69,13 +69,35 @@ def test_wrong_tokens_are_banned_and_counted_and_valid_ones_go_on(cluster: PwmCl
     assert audit(cluster, "--action", "login_failed")[0]["what"] == "wrong token"
 
 
+def assert_new_ones_are_heard_of(cluster: PwmCluster, *words: str) -> None:
+    following = subprocess.Popen(
+        cluster.command(*words),
+        env=cluster.cli_environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert following.stdout is not None
+        assert " login " in following.stdout.readline()
+        group = {"kind": "Group", "metadata": {"name": "newcomers"}}
+        cluster.ok("apply", "-f", "-", input=json.dumps(group))
+        assert any("Group newcomers: group applied" in line for line in following.stdout)
+    finally:
+        following.kill()
+        following.communicate()
+
+
 def test_the_commands_of_the_page_do_what_it_says(cluster: PwmCluster) -> None:
     blocks = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
     commands = [line.partition("#")[0].split() for block in blocks for line in block.splitlines()]
-    assert len(commands) == 5
+    assert len(commands) == 6
     for program, *words in commands:
         assert program == "pwm"
-        cluster.ok(*words)
+        if "-f" in words:
+            assert_new_ones_are_heard_of(cluster, *words)
+        else:
+            cluster.ok(*words)
     assert " entries of the audit followed" in cluster.ok("admin", "verify")
 
 

@@ -72,22 +72,43 @@ def _audit(
     """Who did what, from where and with which token."""
     from pwm.cli.render import harmless, to_json, to_yaml
 
-    if words or follow:
+    if words:
         raise UsageError(
-            "the audit is listed as a whole, and not followed",
-            next_step="--user, --address, --action and --since say what of it.",
-        )
+            "the audit is listed as a whole", next_step="--user, --address, --action and --since say what of it.",
+        )  # fmt: skip
     action = only.pop("action")
     query = {**only, "limit": limit, "actions": action.upper() if action else None}
+    if follow:
+        return _follow_audit(invocation, query, output=output)
     answer = invocation.client.call("GET", "/v1/audit", query=query)
     if output == "json":
         invocation.say(to_json(answer.get("entries") or []))
     elif output == "yaml":
         invocation.out.write(to_yaml(answer.get("entries") or []))
     elif not answer.get("text"):
-        invocation.note("nothing that you may see")
+        invocation.note("nothing of that was written down, as far as you may see it")
     for line in str(answer.get("text", "")).splitlines() if output is None else ():
         invocation.say(harmless(line))
+    return exit_codes.DONE
+
+
+def _follow_audit(invocation: Invocation, query: dict[str, Any], *, output: str | None) -> int:
+    """JSON is a line for each, as with other events; entries of YAML are documents."""
+    from json import dumps
+
+    from pwm.cli.render import harmless, to_yaml
+
+    batches = followed(
+        invocation.client, {**query, "follow": True}, note=invocation.note, path="/v1/audit/stream", place=_Batches()
+    )
+    for batch in batches:
+        for entry in batch.get("entries") or () if output else ():
+            invocation.out.write(
+                dumps(entry, ensure_ascii=False) + "\n" if output == "json" else "---\n" + to_yaml(entry)
+            )
+        for line in str(batch.get("text", "")).splitlines() if output is None else ():
+            invocation.say(harmless(line))
+        invocation.out.flush()
     return exit_codes.DONE
 
 
@@ -104,20 +125,26 @@ def _once(invocation: Invocation, query: dict[str, Any]) -> Iterator[dict[str, A
 
 
 def followed(
-    client: Client, query: dict[str, Any], *, note: Callable[[str], None] = lambda text: None
+    client: Client,
+    query: dict[str, Any],
+    *,
+    note: Callable[[str], None] = lambda text: None,
+    path: str = "/v1/events",
+    place: _Place | _Batches | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Events for ever. A connection that breaks is made anew after the last event that came: none twice, none lost.
 
-    Should some be lost after all, because a server keeps no such old ones any more, `note` says so.
+    Should some be lost after all, because a server keeps no such old ones any more, `note` says so. `place`: how far
+    one has come in a stream of something else, at another path.
     """
     import time
 
     from pwm.cli.client import NOTICE_AFTER_S, BackOff
 
-    place, connected, lost_at, pauses = _Place(), False, 0.0, BackOff()
+    place, connected, lost_at, pauses = place or _Place(), False, 0.0, BackOff()
     while True:
         try:
-            for message in client.stream("/v1/events", query={**query, **place.asked()}, timeout_s=None):
+            for message in client.stream(path, query={**query, **place.asked()}, timeout_s=None):
                 connected, lost_at = True, 0.0
                 pauses.reset()
                 if place.is_new(message):
@@ -173,6 +200,27 @@ class _Place:
     def give_up_the_past(self) -> None:
         """Ask for the newest there are."""
         self._past_is_gone = True
+
+
+class _Batches:
+    """How far somebody who follows the audit has come. What was written down at once comes at once."""
+
+    def __init__(self) -> None:
+        self._complete = 0
+        self.said = False
+
+    def asked(self) -> dict[str, Any]:
+        """What to ask for, in addition."""
+        return {"afterRevision": self._complete, "limit": None, "since": None} if self._complete else {}
+
+    def is_new(self, message: dict[str, Any]) -> bool:
+        self.said = False
+        before, self._complete = self._complete, max(self._complete, int(message.get("revision") or 0))
+        return self._complete > before and bool(message.get("entries"))
+
+    def give_up_the_past(self) -> None:
+        """Ask for the newest there are."""
+        self._complete = 0
 
 
 COMMANDS = {

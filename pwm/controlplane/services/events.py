@@ -12,7 +12,7 @@ from contextlib import aclosing
 import grpc
 
 from pwm.api.v1 import services_pb2 as api
-from pwm.api.v1.audit_pb2 import ListAuditRequest, ListAuditResponse
+from pwm.api.v1.audit_pb2 import ListAuditRequest, ListAuditResponse, StreamAuditRequest, StreamAuditResponse
 from pwm.api.v1.events_pb2 import Event
 from pwm.controlplane.auth import Authorizer, canonical_kind
 from pwm.controlplane.clock import Clock
@@ -83,6 +83,13 @@ class EventService:
 
     async def ListAudit(self, request: ListAuditRequest, context: CallContext) -> ListAuditResponse:
         return await self._audit.read(request, context)
+
+    async def StreamAudit(
+        self, request: StreamAuditRequest, context: CallContext
+    ) -> AsyncIterator[StreamAuditResponse]:
+        async with aclosing(self._audit.stream(request, context)) as batches:
+            async for batch in batches:
+                yield batch
 
     # ---- what has happened already
 

@@ -1,6 +1,9 @@
 """What is written down of who did what, who may read it, and what tampering with it `verify` finds."""
 
-from collections.abc import AsyncIterator
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -22,7 +25,8 @@ from pwm.controlplane.core.evolve import fold_all
 from pwm.controlplane.store.commits import Guard, StreamId
 from pwm.controlplane.store.errors import FenceLost, Unavailable
 from pwm.controlplane.store.keys import Keys
-from tests.unit.access.world import OTHER, OWN, World, a_world
+from pwm.controlplane.store.kv import prefix_end
+from tests.unit.access.world import EVERYTHING, OTHER, OWN, WAIT_S, World, a_world, user_spec
 
 KEYS = Keys(b"/t/")
 BUSYBOX = {"image": {"image": "busybox"}}
@@ -297,3 +301,89 @@ async def test_what_is_too_old_is_dropped_by_the_leader_and_is_not_missing(
     await drop_old_audit(world.plane.kv, keys=KEYS, fence=fence, before_ms=before_ms)
     assert [e["name"] for e in await entries(world, actions="CHANGE")] == ["w5"]
     assert "differences" not in await verified(world)
+
+
+# ---- following
+
+
+@asynccontextmanager
+async def following(
+    world: World, caller: str = "admin", **query: Any
+) -> AsyncIterator[Callable[[], Awaitable[dict[str, Any]]]]:
+    """Gives the next message of a stream of the audit that has changes in it; the first one in any case."""
+    headers = {"Authorization": f"Bearer {world.tokens[caller]}"}
+    params = {"follow": "true", **query}
+    async with world.session.get(f"{world.url}/v1/audit/stream", params=params, headers=headers) as stream:
+        began = False
+
+        async def message() -> dict[str, Any]:
+            nonlocal began
+            while True:
+                async with asyncio.timeout(WAIT_S):
+                    line = await stream.content.readline()
+                assert line, "the stream ended"
+                found: dict[str, Any] = json.loads(line)
+                if not began or told(found):
+                    began = True
+                    return found
+
+        yield message
+
+
+def told(message: dict[str, Any]) -> list[str]:
+    entries = message["result"].get("entries", [])
+    assert len(message["result"].get("text", "").splitlines()) == len(entries)
+    return [f"{entry['user']} {entry.get('name', '')}" for entry in entries if entry["action"] == "CHANGE"]
+
+
+async def test_who_follows_the_audit_hears_of_everything_once_and_goes_on_where_it_broke_off(world: World) -> None:
+    await apply(world, "owner", "first")
+    await world.plane.audit.write_down()
+    async with following(world) as next_one:
+        assert told(await next_one()) == ["owner first"]
+        await apply(world, "owner", "second")
+        await world.plane.audit.write_down()
+        reached = await next_one()
+        assert told(reached) == ["owner second"]
+    for name in ("third", "fourth"):
+        await apply(world, "owner", name)
+        await world.plane.audit.write_down()
+    async with following(world, after_revision=reached["result"]["revision"]) as next_one:
+        heard: list[str] = []
+        while len(heard) < 2:
+            heard += told(await next_one())
+        assert heard == ["owner third", "owner fourth"]
+        # One that was not known to have been written is written again.
+        (newest,) = (await world.plane.kv.range(KEYS.all_audit, prefix_end(KEYS.all_audit))).kvs[-1:]
+        await world.plane.kv.put(newest.key, newest.value)
+        await apply(world, "owner", "fifth")
+        await world.plane.audit.write_down()
+        assert told(await next_one()) == ["owner fifth"]
+
+
+async def test_who_follows_the_audit_hears_only_what_he_may_see_at_that_moment(world: World) -> None:
+    token = await world.add_user("boss", {"admin": EVERYTHING})
+    world.tokens["boss"] = token
+    async with following(world, "member") as own, following(world, "boss") as all_of_it:
+        await own()
+        assert "owner a" not in told(await all_of_it())
+        await apply(world, "owner", "a")
+        await world.plane.audit.write_down()
+        assert told(await all_of_it()) == ["owner a"]
+        state = world.plane.view.by_name("User", "boss")
+        spec = user_spec({OWN: EVERYTHING})
+        await world.commit(Change("User", state.metadata.uid, "boss", "", state, (ev.UserApplied(spec=spec),)))
+        await apply(world, "owner", "b")
+        await world.plane.audit.write_down()
+        for caller, stream in (("member", own), ("boss", all_of_it)):
+            await apply(world, caller, f"of-{caller}")
+            await world.plane.audit.write_down()
+            assert told(await stream()) == [f"{caller} of-{caller}"]
+
+
+@pytest.mark.parametrize("after", ["1", "999999"])
+async def test_who_asks_for_what_is_not_kept_or_never_was_is_told_so(world: World, after: str) -> None:
+    await apply(world, "owner", "mine")
+    await world.plane.kv.compact(await world.plane.audit_log.revision())
+    async with following(world, after_revision=after) as next_one:
+        assert (await next_one())["code"] == 11

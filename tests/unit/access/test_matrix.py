@@ -43,6 +43,7 @@ NEEDS: dict[str, tuple[str, str]] = {
     "UsageService.Top": (ANYBODY, ""),
     "EventService.ListEvents": (ANYBODY, ""),
     "EventService.ListAudit": (ANYBODY, ""),
+    "EventService.StreamAudit": (ANYBODY, ""),
     "TokenService.CreateToken": ("token", "User"),
     "TokenService.ListTokens": ("token", "User"),
     "TokenService.RevokeTokens": ("token", "User"),

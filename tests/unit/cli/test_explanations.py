@@ -150,6 +150,37 @@ def test_events_that_are_no_longer_kept_are_said_to_be_missing(server: FakeServe
     assert [request.query.get("afterRevision") for request in server.requests] == [None, ["7"], None, ["901"]]
 
 
+def _written(revision: int, *names: str) -> dict[str, Any]:
+    entries = [{"action": "CHANGE", "name": name} for name in names]
+    return {"entries": entries, "text": "".join(f"change {name}\n" for name in names), "revision": str(revision)}
+
+
+def test_following_the_audit_neither_loses_nor_repeats_anything(server: FakeServer, pwm: Pwm) -> None:
+    server.on(
+        "GET",
+        "/v1/audit/stream",
+        Stream([_written(7, "a", "b"), _written(9)], cut=True),
+        Stream([_written(12, "c")], cut=True),
+        (400, {"code": 11, "message": "what was written down after revision 12 is no longer kept"}),
+        Stream([_written(20, "d")], cut=True),
+        (403, {"code": 7, "message": "that is all"}),
+    )
+    result = pwm("events", "--audit", "-f", "--user", "ann", "--since", "1h", "-n", "5")
+    assert result.lines == ["change a", "change b", "change c", "change d"]
+    assert "after revision 12 is no longer kept: some may be missing here" in result.err
+    asked = [request.query for request in server.requests]
+    assert [query.get("afterRevision") for query in asked] == [None, ["9"], ["12"], None, ["20"]]
+    assert all((query["follow"], query["user"]) == (["true"], ["ann"]) for query in asked)
+    assert [query.get("limit") for query in asked] == [["5"], None, None, ["5"], None]
+
+
+def test_the_audit_is_followed_by_programs_line_by_line(server: FakeServer, pwm: Pwm) -> None:
+    server.on("GET", "/v1/audit/stream", Stream([_written(7, "a", "b")], cut=True), (403, {"code": 7, "message": "no"}))
+    result = pwm("events", "--audit", "-f", "-o", "json")
+    assert [json.loads(line)["name"] for line in result.lines] == ["a", "b"]
+    assert pwm("events", "wk", "--audit").code == 2
+
+
 def test_events_cut_short_are_no_success(server: FakeServer, pwm: Pwm) -> None:
     server.on("GET", "/v1/events", Stream([_event(7, 1)], cut=True))
     assert pwm("events").code == 6

@@ -271,6 +271,9 @@ class Events(EventServiceServicer):
     async def ListAudit(self, request: Any, context: Any) -> audit.ListAuditResponse:
         return audit.ListAuditResponse()
 
+    async def StreamAudit(self, request: Any, context: Any) -> AsyncIterator[audit.StreamAuditResponse]:
+        yield audit.StreamAuditResponse(text="somebody did something")
+
 
 class Tokens(TokenServiceServicer):
     async def CreateToken(self, request: Any, context: Any) -> s.CreateTokenResponse:
