@@ -167,6 +167,10 @@ class _Buffer:
     """Bytes between the service's generator and the client."""
 
     def __init__(self) -> None:
+        # Set once the answer has begun: sends something if nobody has to wait for that; False: it has to be buffered.
+        self.pass_on: Callable[[bytes], Awaitable[bool]] | None = None
+        # Whether something was passed on in this turn of the loop: what comes besides is sent as one.
+        self._passed_on = False
         self._parts: list[bytes] = []
         self._size_bytes = 0
         self.done = False
@@ -180,6 +184,8 @@ class _Buffer:
         try:
             async for message in source:
                 data = form.message(message)
+                if await self._pass_on(data):
+                    continue
                 self._parts.append(data)
                 self._size_bytes += len(data)
                 self.filled.set()
@@ -195,6 +201,17 @@ class _Buffer:
             await close(source)
             self.done = True
             self.filled.set()
+
+    async def _pass_on(self, data: bytes) -> bool:
+        """Past the writer, which sleeps: to wake it for each message would take a fifth of telling a change."""
+        if self.pass_on is None or self._parts or self._passed_on or not await self.pass_on(data):
+            return False
+        self._passed_on = True
+        asyncio.get_running_loop().call_soon(self._next_turn)
+        return True
+
+    def _next_turn(self) -> None:
+        self._passed_on = False
 
     def finish(self, error: ApiError) -> None:
         """Ends the stream after what waits already."""
@@ -282,12 +299,28 @@ def _wanted_beat_s(request: web.BaseRequest, form: Form) -> float | None:
 async def _write(
     request: web.BaseRequest, response: web.StreamResponse, buffer: _Buffer, form: Form, *, beat_s: float | None
 ) -> None:
+    transport = request.transport
+
+    async def at_once(data: bytes) -> bool:
+        """Into the kernel, or into an empty buffer: nobody waits, so no time limit is needed."""
+        if transport is None or len(data) > SHORT_BYTES or transport.get_write_buffer_size():
+            return False
+        try:
+            await response.write(data)
+        except ConnectionError:
+            return False  # whoever waits for it meets the same
+        return True
+
+    buffer.pass_on = at_once
     try:
         while True:
             happened = await _filled(buffer, beat_s)
             if happened and not buffer:
                 break
-            await _send_part(request, response, buffer.take() if happened else form.beat)
+            data = buffer.take() if happened else form.beat
+            if not await at_once(data):
+                async with asyncio.timeout(STALL_S):
+                    await response.write(data)
         last = form.end(buffer.error)
         if last is not None:
             async with asyncio.timeout(STALL_S):
@@ -297,14 +330,3 @@ async def _write(
         log.info("a client stopped reading its stream", peer=request.remote)
     if request.transport is not None:
         request.transport.abort()
-
-
-async def _send_part(request: web.BaseRequest, response: web.StreamResponse, data: bytes) -> None:
-    """Raises TimeoutError when the client does not read."""
-    transport = request.transport
-    if transport is not None and len(data) < SHORT_BYTES and not transport.get_write_buffer_size():
-        # Goes to the kernel, or into an empty buffer: nobody waits, and a time limit would cost as much as the writing.
-        await response.write(data)
-        return
-    async with asyncio.timeout(STALL_S):
-        await response.write(data)
