@@ -19,7 +19,17 @@ import socket
 import time
 
 from pwm.cli.errors import CliError, NoServerError, ServerError, server_error
-from pwm.cli.http1 import CONNECT_TIMEOUT_S, Broken, Connection, NoAnswer, Response, Server, TransportError, Unreachable
+from pwm.cli.http1 import (
+    CONNECT_TIMEOUT_S,
+    NOT_BELIEVED,
+    Broken,
+    Connection,
+    NoAnswer,
+    Response,
+    Server,
+    TransportError,
+    Unreachable,
+)
 from pwm.version import VERSION
 
 TYPE_CHECKING = False
@@ -331,10 +341,13 @@ class Client:
 
     def _nobody(self, failures: list[tuple[Server, str]]) -> NoServerError:
         what = "; ".join(f"{server}: {why}" for server, why in failures)
-        return NoServerError(
-            f"no server of profile {self._profile.name!r} answers ({what})",
-            next_step="Is the controller running? `pwm up` starts a whole PWM here; `pwm profile ls` lists servers.",
-        )
+        step = "Is the controller running? `pwm up` starts a whole PWM here; `pwm profile ls` lists servers."
+        if any(why.startswith(NOT_BELIEVED) for _, why in failures):
+            step = (
+                "pwm login --fingerprint HEX believes a PWM's own authority; `pwm admin ca show` prints it where "
+                "one is logged in. --ca FILE believes those of a file."
+            )
+        return NoServerError(f"no server of profile {self._profile.name!r} answers ({what})", next_step=step)
 
     # --- what every request says, what every answer tells -----------------------------------------
 

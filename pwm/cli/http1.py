@@ -27,6 +27,8 @@ HEADER_LIMIT_BYTES = 64 * 1024
 # Large enough for a whole list in a few reads, small enough to keep a stream's memory flat.
 READ_BYTES = 256 * 1024
 DEFAULT_PORT = 4700
+# How a refusal of a certificate begins.
+NOT_BELIEVED = "it cannot be believed"
 
 
 class TransportError(Exception):
@@ -350,6 +352,6 @@ def _in_words(error: Exception) -> str:
     if isinstance(error, ConnectionError):
         return "the connection was closed"
     if message := getattr(error, "verify_message", ""):
-        return f"it cannot be believed: {message}"
+        return f"{NOT_BELIEVED}: {message}"
     reason = getattr(error, "strerror", "") or str(error)
     return str(reason)[:1].lower() + str(reason)[1:]

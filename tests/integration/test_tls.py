@@ -144,6 +144,7 @@ def test_people_pin_the_authority_by_its_fingerprint(pwm: PwmCluster, tmp_path: 
         (("--fingerprint", wrong), "does not have the authority with the fingerprint"),
         (("--fingerprint", "abc"), "64 hex digits"),
         ((), "it cannot be believed"),
+        ((), "pwm login --fingerprint HEX"),
     ):
         refused = ask(pwm, "login", server, *words, stdin=token, PWM_CONFIG=config)
         assert refused.returncode != 0

@@ -54,7 +54,9 @@ def accounts_table(accounts: Sequence[dict[str, Any]]) -> str:
         limits, used = account.get("limits") or {}, account.get("used") or {}
         gpus, cpus = limits.get("gpus") or {}, limits.get("cpus") or {}
         each = [
-            f"{part['perWorkload']} {word}" for part, word in ((gpus, "GPUs"), (cpus, "CPUs")) if "perWorkload" in part
+            f"{part['perWorkload']} {word}{'' if part['perWorkload'] == 1 else 's'}"
+            for part, word in ((gpus, "GPU"), (cpus, "CPU"))
+            if "perWorkload" in part
         ]
         rows.append(
             [

@@ -39,6 +39,7 @@ from pwm.controlplane.errors import ApiError
 from pwm.controlplane.services.manifests import locate, read_request
 from pwm.controlplane.services.notices import warn_unsent
 from pwm.controlplane.services.secrets import SecretApplier
+from pwm.controlplane.services.unknown import warn_unknown
 from pwm.controlplane.services.using import check_use
 from pwm.controlplane.sight import Sight
 from pwm.controlplane.store.commits import ReceiptWrite
@@ -100,12 +101,14 @@ class Applier:
             )
             results += [result for result, _ in outcomes]
             revision = max(revision, *(r for _, r in outcomes))
+        beside = {(d.kind, d.message.metadata.name) for d in parsed if isinstance(d, Parsed)}
         for document, result in zip(parsed, results, strict=True):
             if isinstance(document, Parsed) and result.outcome in (ApplyResult.CREATED, ApplyResult.CONFIGURED):
                 await asyncio.sleep(0)  # half a millisecond for each: others go on meanwhile
                 if not self._warn_of_credits(document, result, principal):
                     self._warn_in_vain(document, result, principal)
                 warn_unsent(document.message, result, settings=self._notices, caller=principal.user)
+                warn_unknown(document.message, result, view=self._view, beside=beside)
                 if isinstance(document.message, Workload):
                     self._secrets.warn_absent(document.message, result)
         await locate(readings, results)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from pwm import lifecycle
 from pwm.api.v1 import services_pb2 as api
+from pwm.api.v1.common_pb2 import Reason
 from pwm.api.v1.node_pb2 import NodeStatus
 from pwm.api.v1.workload_pb2 import Container, Workload, WorkloadStatus
 from pwm.controlplane.clock import Clock
@@ -18,6 +19,12 @@ from pwm.controlplane.core.scheduling.queue import Waiting, order
 from pwm.controlplane.queries import Queries
 from pwm.controlplane.view import View
 from pwm.enums import value_name
+
+# What is waited for has nothing to do with nodes.
+_ADVICE = {
+    Reason.OUT_OF_CREDITS: "wait for the next week, or have spec.limits.credits.weekly raised",
+    Reason.SECRET_NOT_EXIST: "apply the secret; the workload starts by itself then",
+}
 
 
 class Explainer:
@@ -43,7 +50,10 @@ class Explainer:
         containers = self._view.containers_of(workload.metadata.uid)
         gap = reconcile(workload, containers, now_ms=self._clock.now_ms())
         backing_off = {v.replica: v.not_before_ms for v in gap.vacancies if v.not_before_ms > self._clock.now_ms()}
-        if any(v.replica not in backing_off for v in gap.vacancies):
+        advice = _ADVICE.get(status.reason.code)
+        if advice is not None:
+            answer.suggestions.append(advice)
+        elif any(v.replica not in backing_off for v in gap.vacancies):
             self._waiting(answer, workload, may_see)
         answer.replicas.extend(self._stories(containers, backing_off))
         answer.warnings.extend(self._warnings(containers))

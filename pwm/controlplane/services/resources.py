@@ -215,6 +215,7 @@ class ResourceService:
         name, users = state.metadata.name, []
         if kind == "Group":
             users = [(k, s) for k in sorted(GROUPED_KINDS) for s in self._view.all(k) if s.metadata.group == name]
+            users += [("User", u) for u in self._view.all("User") if any(m.name == name for m in u.spec.groups)]
         elif kind == "Node":
             alive = (c for c in self._view.containers_on(name) if c.status.phase in lifecycle.LIVE)
             users = [("Container", c) for c in alive]

@@ -376,3 +376,25 @@ async def test_limits_of_everybody_are_those_of_whom_one_may_see() -> None:
         account = (await world.ask("member", "GET", "/v1/limits")).json["accounts"][1]
         assert account["limits"]["gpus"] == {"total": 3}
         assert account["workloads"] == 1
+
+
+async def test_who_waits_for_a_secret_or_for_credits_is_told_of_that_and_not_of_nodes() -> None:
+    async with a_world() as world:
+        spec = WorkloadSpec(driver="pwm.docker")
+        spec.config.secrets.add(name="nothing")
+        await world.commit(new_resource("Workload", "waits", ev.WorkloadApplied(spec=spec, generation=1), group=OWN))
+
+        async def why() -> dict[str, Any]:
+            answer: dict[str, Any] = (
+                await world.ask("owner", "GET", "/v1/workloads/waits/why", query={"group": OWN})
+            ).json
+            assert "refusals" not in answer
+            assert "queueLength" not in answer
+            return answer
+
+        assert (await why())["suggestions"] == ["apply the secret; the workload starts by itself then"]
+        limited = GroupSpec()
+        limited.limits.credits.weekly = 0
+        state = world.plane.view.by_name("Group", OWN)
+        await world.commit(Change("Group", state.metadata.uid, OWN, "", state, (ev.GroupApplied(spec=limited),)))
+        assert (await why())["suggestions"] == ["wait for the next week, or have spec.limits.credits.weekly raised"]

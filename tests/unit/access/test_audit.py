@@ -191,6 +191,8 @@ async def test_a_batch_that_was_removed_or_changed_is_named(world: World) -> Non
     for number in range(4):
         await apply(world, "owner", f"w{number}")
         await world.plane.audit.write_down()
+        # Batches are told apart by their times.
+        await asyncio.sleep(0.002)
     kvs = (await world.plane.kv.range(KEYS.all_audit, KEYS.all_audit + b"\xff")).kvs
     assert len(kvs) == 4
     await world.plane.kv.delete(kvs[1].key)
@@ -290,6 +292,8 @@ async def test_what_is_too_old_is_dropped_by_the_leader_and_is_not_missing(
     for number in range(6):
         await apply(world, "owner", f"w{number}")
         await world.plane.audit.write_down()
+        # Batches are told apart by their times.
+        await asyncio.sleep(0.002)
     kvs = (await world.plane.kv.range(KEYS.all_audit, KEYS.all_audit + b"\xff")).kvs
     before_ms = KEYS.parse_audit(kvs[-2].key)[0] + 1
     leader = KEYS.leader("cluster")

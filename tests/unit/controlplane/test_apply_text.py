@@ -370,3 +370,29 @@ async def test_a_repeated_request_is_answered_as_it_was_and_undoes_nothing(serve
     # A dry run answers of now, whatever was done under that key.
     (dry, *_) = await server.apply(changed, key="k1", dryRun=True)
     assert dry["outcome"] == "UNCHANGED"
+
+
+async def test_what_people_s_documents_name_in_vain_is_warned_of(server: Server) -> None:
+    user = (
+        "kind: User\nmetadata: {name: zoe}\nspec:\n  groups:\n    - {name: visoin, role: studnet}\n"
+        "    - {name: pwm.all}\n  limits: {resources: {nodes: {deny: [gpu99, pwm.all]}}}\n"
+    )
+    group = "kind: Group\nmetadata: {name: vision}\n"
+    role = "kind: Role\nmetadata: {name: student}\nspec: {permission: pwm.all}\n"
+    warned = (await server.apply(user, group, role, dryRun=True))[0]["warnings"]
+    assert [(w["message"], w["nextStep"], w["line"], w["column"]) for w in warned] == [
+        ("there is no Group visoin", "did you mean vision?", 5, 14),
+        ("there is no Role studnet", "did you mean student?", 5, 28),
+        ("no node is called gpu99", "it counts as soon as there is one", 7, 39),
+    ]
+    right = user.replace("visoin", "vision").replace("studnet", "student").replace("gpu99, ", "")
+    assert "warnings" not in (await server.apply(right, group, role))[0]
+
+
+async def test_a_group_with_members_is_not_deleted(server: Server) -> None:
+    await server.apply("kind: Group\nmetadata: {name: vision}\n",
+                       "kind: User\nmetadata: {name: zoe}\nspec: {groups: [{name: vision}]}\n")  # fmt: skip
+    status, answer = await server.ask("DELETE", "/v1/resources/Group/vision")
+    assert (status, answer["message"]) == (400, "Group vision is in use by User zoe")
+    assert (await server.ask("DELETE", "/v1/resources/User/zoe"))[0] == 200
+    assert (await server.ask("DELETE", "/v1/resources/Group/vision"))[0] == 200
