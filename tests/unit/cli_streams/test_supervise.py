@@ -149,11 +149,17 @@ def test_the_directory_is_free_again_afterwards(settings: Settings) -> None:
     assert settings.state_dir.stat().st_mode & 0o077 == 0
 
 
+def _behind_a_free_one() -> socket.socket:
+    """Listens at a port, and the one before it is free."""
+    while True:
+        with contextlib.suppress(OSError), socket.socket() as before:
+            before.bind(("127.0.0.1", 0))
+            return socket.create_server(("127.0.0.1", before.getsockname()[1] + 1))
+
+
 def test_a_port_that_is_taken_is_named(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pwm.localground.PORTS_FREE_LIMIT_S", 0)
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
+    with _behind_a_free_one() as other:
         port = other.getsockname()[1]
         taken = Settings(state_dir=settings.state_dir, port=port - 1)
         with pytest.raises(UpError, match=f"port {port} of 127.0.0.1 is taken"), prepared(taken, say=print):
