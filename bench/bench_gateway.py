@@ -20,6 +20,7 @@ import platform
 import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -167,15 +168,16 @@ class Server:
             self._process.kill()
 
 
-REQUEST = (
-    f"GET {PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {TOKEN}\r\nAccept: application/json\r\n\r\n"
-).encode()
+def request_of(path: str) -> bytes:
+    head = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {TOKEN}\r\nAccept: application/json"
+    return f"{head}\r\n\r\n".encode()
 
 
 class Client(asyncio.Protocol):
     """One keep-alive connection: sends a request, reads the answer, sends the next."""
 
-    def __init__(self) -> None:
+    def __init__(self, request: bytes) -> None:
+        self._request = request
         self.answers = 0
         self.going = True
         self._buffer = b""
@@ -185,7 +187,7 @@ class Client(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
-        transport.write(REQUEST)
+        transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -204,15 +206,16 @@ class Client(asyncio.Protocol):
         self._buffer, self._expected = b"", 0
         self.answers += 1
         if self.going:
-            self._transport.write(REQUEST)
+            self._transport.write(self._request)
         else:
             self._transport.close()
 
 
-async def load(server: Server, *, connections: int, seconds: float) -> tuple[float, float, bytes]:
+async def load(server: Server, *, connections: int, seconds: float, path: str = PATH) -> tuple[float, float, bytes]:
     """Requests per second, requests per second of the server's processor time, and the last body."""
     loop = asyncio.get_running_loop()
-    clients = [(await loop.create_connection(Client, "127.0.0.1", server.port))[1] for _ in range(connections)]
+    begin = partial(Client, request_of(path))
+    clients = [(await loop.create_connection(begin, "127.0.0.1", server.port))[1] for _ in range(connections)]
     started, cpu, before = time.perf_counter(), server.cpu_s(), sum(client.answers for client in clients)
     await asyncio.sleep(seconds)
     answers = sum(client.answers for client in clients) - before

@@ -245,7 +245,7 @@ class Authorizer:
 
     def __init__(self, view: View, *, denied: Denied | None = None) -> None:
         """`denied` is told of each refusal."""
-        self._view = view
+        self.view = view
         self._denied = denied
         self.roles: Mapping[str, Role] = _RolesByName(view)
         # What has been decided, by the user's uid, as long as nobody's rights change.
@@ -301,15 +301,15 @@ class Authorizer:
         """Whether the principal holds the verb now, whatever it held when the call or stream began."""
         if principal.user is None:
             return False
-        if self._view.rights != self._decided_at:
-            self._decided, self._decided_at = {}, self._view.rights
+        if self.view.rights != self._decided_at:
+            self._decided, self._decided_at = {}, self.view.rights
         decided = self._decided.get(principal.uid)
         if decided is None:
             decided = self._decided[principal.uid] = {}
         question = (verb, kind, group, name if kind in authz.OWN_KINDS else "")
         allowed = decided.get(question)
         if allowed is None:
-            user: User | None = self._view.by_name("User", principal.name)
+            user: User | None = self.view.by_name("User", principal.name)
             # Another one of the same name is somebody else.
             allowed = (
                 user is not None

@@ -29,6 +29,10 @@ class Sight:
     def __init__(self, authorizer: Authorizer, principal: Principal) -> None:
         self._authorizer = authorizer
         self._principal = principal
+        self._view = authorizer.view
+        # The last question about a group and its answer: the next of 10,000 rows is mostly of the same one.
+        self._asked: tuple[str, str, int] | None = None
+        self._sees_group = False
 
     @property
     def default_group(self) -> str:
@@ -41,7 +45,11 @@ class Sight:
     def of(self, kind: str, item: Any) -> Any | None:
         """The item as the caller may see it; None: not at all."""
         if kind not in _ITEM_BY_ITEM:
-            if not self._authorizer.may(self._principal, "get", kind, item.metadata.group):
+            group = item.metadata.group
+            question = kind, group, self._view.rights
+            if question != self._asked:
+                self._asked, self._sees_group = question, self.may(kind, group=group)
+            if not self._sees_group:
                 return None
             return hidden_from(item, self._principal.name) if kind == "Workload" else item
         if isinstance(item, Event):
