@@ -191,7 +191,7 @@ async def bench_reports(seconds: float) -> float:
     view.loaded(1)
     dispatcher = Dispatcher(
         replica="r", view=view, commands=_NoCommands(), clock=Clock(), presence=_NoPresence(),  # type: ignore[arg-type]
-        admittance=Admittance(view=view, clock=Clock(), authenticate=_anybody, store_revision=_no_revision),
+        admittance=Admittance(view=view, clock=Clock(), authenticate=_anybody, node_revision=_no_revision),
         times=DEFAULT_TIMES,
     )  # fmt: skip
     server = grpc.aio.server(options=GRPC_OPTIONS)
@@ -243,7 +243,7 @@ async def _anybody(token: str) -> str:
     return ""
 
 
-async def _no_revision() -> int:
+async def _no_revision(node: str) -> int:
     return 0
 
 

@@ -23,7 +23,7 @@ from pwm.controlplane.auth import Authenticator, Authorizer
 from pwm.controlplane.books import Books
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.cluster_key import ClusterKey
-from pwm.controlplane.commands import Commands
+from pwm.controlplane.commands import Commands, name_key
 from pwm.controlplane.controllers.chores import DEFAULT_AUDIT_KEPT_MS, keep_audit, keep_retention, watch_space
 from pwm.controlplane.controllers.credits import CreditController
 from pwm.controlplane.controllers.idle import IdleController
@@ -81,7 +81,7 @@ from pwm.controlplane.services.tokens import TokenService
 from pwm.controlplane.services.usage import UsageService
 from pwm.controlplane.services.workloads import WorkloadService
 from pwm.controlplane.store import errors as store_errors
-from pwm.controlplane.store.commits import Guard
+from pwm.controlplane.store.commits import Guard, StreamId
 from pwm.controlplane.store.election import leaders
 from pwm.controlplane.store.eventstore import EventStore
 from pwm.controlplane.store.guarded import BesideKV, GuardedKV
@@ -198,7 +198,7 @@ class ControlPlane:
                 view=self.view,
                 clock=clock,
                 authenticate=self.authenticator.node,
-                store_revision=self.store.revision,
+                node_revision=self._node_revision,
                 issuance=memberships,
             ),
             times=times,
@@ -239,6 +239,14 @@ class ControlPlane:
         self._provider = provider
         self._cluster_key = cluster_key
         self._audit_kept_ms = audit_kept_ms
+
+    async def _node_revision(self, name: str) -> int:
+        """At which the node of that name was changed last, in the store; 0: there is none. Raises StoreError."""
+        named = await self.kv.range(self._keys.name(name_key("Node", "", name)))
+        if not named.kvs:
+            return 0
+        head = await self.store.head(StreamId("Node", named.kvs[0].value.decode().partition("/")[2]))
+        return head.revision if head is not None else 0
 
     def _versions(self) -> list[str]:
         """Of all replicas that are here."""

@@ -42,6 +42,10 @@ JOINING = "joining.pem"
 API_PORT = 4700
 # Between attempts to join, and to renew: short beside the third of its life that is left to a certificate then.
 RETRY_S = 2.0
+# A controller that has said no to a certificate that has ended will hardly say yes in a moment.
+REFUSED_PAUSE_S = 30.0
+# HTTP: to be asked again after a while.
+TOO_MANY = 429
 RENEW_TIMEOUT_S = 10.0
 # So that the agents of a thousand nodes that began together do not renew together: a share of the time left.
 JITTER = 0.1
@@ -61,6 +65,8 @@ class Membership:
         self._authorities_id = ""
         self._told = asyncio.Event()
         self._shut_out = asyncio.Event()
+        # Whether somebody who is believed will give no certificate for the one that has ended.
+        self._refused = False
         # Renewals since the start.
         self.renewals = 0
 
@@ -114,7 +120,7 @@ class Membership:
                 try:
                     answer = await asyncio.to_thread(_join_one, host, port, fingerprint, body)
                 except Refusal as error:
-                    if error.status < 500:
+                    if error.status < 500 and error.status != TOO_MANY:
                         raise ConfigError(f"This node may not join: {error}") from None
                     why = str(error)
                 except TrustError as error:
@@ -183,7 +189,8 @@ class Membership:
             if await self._renew():
                 self.renewals += 1
             else:
-                await asyncio.sleep(min(RETRY_S, max(0.2, (self.identity.ends_ms - self._now_ms()) / 10_000)))
+                left_s = (self.identity.ends_ms - self._now_ms()) / 1000
+                await asyncio.sleep(REFUSED_PAUSE_S if self._refused else min(RETRY_S, max(0.2, left_s / 10)))
 
     async def _until_due(self) -> None:
         identity = self.identity
@@ -201,14 +208,16 @@ class Membership:
         text = signing_request(key)
         shown = {"certificate": self.identity.chain.decode(), "proof": b64encode(proof(self.identity, text)).decode()}
         body = {"node": self._config.node, "signingRequest": text, **shown}
-        why = ""
+        why, self._refused = "", False
         for host, port in self._join_at():
             try:
                 context = pinned(self._authorities)
                 answer = await asyncio.to_thread(ask, host, port, "POST", "/v1/join", context=context, body=body)
             except TrustError as error:
                 why = str(error)
+                self._refused = self._refused or (isinstance(error, Refusal) and error.status < 500)
                 continue
+            self._refused = False
             self._keep(Identity(answer["certificate"].encode(), key_pem(key)), answer["authorities"])
             log.info("came back with a certificate that had ended", node=self._config.node, controller=f"{host}:{port}")
             return True

@@ -127,6 +127,7 @@ def test_a_revoked_node_is_out_at_every_controller_until_it_joins_anew(pwm: PwmC
     (pwm.directory / "join-token").unlink()
     pwm.start_agent(wait=False)
     eventually(lambda: not pwm.node()["status"].get("disconnected"), "it has joined anew", limit_s=30)
+    assert "session begins" in pwm.log("agent")[before:]
     said = pwm.ok("events", "node", "n1")
     assert "certificates revoked" in said
     assert "joined with a join token" in said

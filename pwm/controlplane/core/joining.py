@@ -30,7 +30,11 @@ AGAIN = "an admin makes another with `pwm admin join-token NODE`"
 
 
 class NotAdmitted(Refusal):
-    """Nobody gets a certificate for this token."""
+    """Nobody gets a certificate for this."""
+
+
+class Unknown(NotAdmitted):
+    """For something that this cluster has never given to anybody."""
 
 
 def check_lifetime(lifetime_ms: int) -> int:
@@ -50,7 +54,7 @@ def check_node_name(name: str) -> str:
 def check_token(token: Token | None, node_name: str, node: Node | None, *, now_ms: int) -> Token:
     """The token, if it lets that node in. `node`: the one of that name, if it is known. Raises NotAdmitted, Refusal."""
     if token is None or not token.spec.join:
-        raise NotAdmitted("this is no join token of this cluster", next_step=AGAIN)
+        raise Unknown("this is no join token of this cluster", next_step=AGAIN)
     match state(token, now_ms):
         case TokenEntry.EXPIRED:
             raise NotAdmitted("this join token has expired", next_step=AGAIN)

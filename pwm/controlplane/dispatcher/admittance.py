@@ -74,17 +74,18 @@ class Admittance:
         view: View,
         clock: Clock,
         authenticate: Callable[[str], Awaitable[str | None]],
-        store_revision: Callable[[], Awaitable[int]],
+        node_revision: Callable[[str], Awaitable[int]],
         issuance: Issuance | None = None,
     ) -> None:
         """`authenticate` maps a node token to the node it is good for ("" = any); None: not a node's token.
 
-        With `issuance` tokens do not count. `store_revision` asks the store how far it is; it may raise StoreError.
+        With `issuance` tokens do not count. `node_revision` asks the store when something about a node was written last,
+        0 if there is no such node; it may raise StoreError.
         """
         self._view = view
         self._clock = clock
         self._authenticate = authenticate
-        self._store_revision = store_revision
+        self._node_revision = node_revision
         self._issuance = issuance
         # Open calls, and the node that each is about.
         self._open: dict[Caller, str] = {}
@@ -112,7 +113,7 @@ class Admittance:
         why = self._why_not(caller, node)
         if why:
             try:
-                await self._view.wait_for(await self._store_revision(), timeout_s=VIEW_PATIENCE_S)
+                await self._view.wait_for(await self._node_revision(node), timeout_s=VIEW_PATIENCE_S)
             except (store_errors.StoreError, TimeoutError) as error:
                 said = str(error) or "this replica lags behind the log"
                 await context.abort(grpc.StatusCode.UNAVAILABLE, f"it cannot be known now who may join: {said}")

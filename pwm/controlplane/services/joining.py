@@ -3,7 +3,7 @@
 The join token that a person carries to a machine is two things: a secret, of which the log has the hash as of every
 token, and the fingerprint of the authority. With the fingerprint the agent makes sure that it talks to this cluster
 before it shows the secret. Whoever calls `Join` is nobody yet, so it answers everything that is wrong with a token
-as a failed log-in, which is counted against the caller's address.
+as a failed log-in, and counts those that nobody was ever given against the caller's address.
 """
 
 from collections.abc import Callable, Iterable
@@ -72,7 +72,10 @@ class Joining:
         except certificates.BadRequest as error:
             raise invalid(str(error)) from error
         except joining.NotAdmitted as error:
-            raise LoginFailed(str(error), next_step=error.next_step) from error
+            # Who has something that was good once has guessed nothing, and is not to be banned for it: an agent that is
+            # shut out asks again and again, and joins from the same address when it is given another token.
+            guessed = isinstance(error, joining.Unknown)
+            raise LoginFailed(str(error), next_step=error.next_step, is_guess=guessed) from error
         except Refusal as error:
             raise invalid(str(error), next_step=error.next_step) from error
 

@@ -102,15 +102,16 @@ async def dispatcher(plane: Plane, store: Store) -> Dispatcher:
     async def anybody(token: str) -> str:
         return ""
 
+    async def unknown(node: str) -> int:
+        return 0
+
     return Dispatcher(
         replica="r1",
         view=plane.view,
         commands=plane.commands,
         clock=Clock(),
         presence=store,
-        admittance=Admittance(
-            view=plane.view, clock=Clock(), authenticate=anybody, store_revision=plane.store.revision
-        ),
+        admittance=Admittance(view=plane.view, clock=Clock(), authenticate=anybody, node_revision=unknown),
         times=DEFAULT_TIMES,
         custody=store,
         give=plane.secrets.given_to,

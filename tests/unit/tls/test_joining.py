@@ -15,6 +15,7 @@ from pwm.certificates import NODE, Holder, Identity, key_pem, new_key, proof, si
 from pwm.controlplane.authority import new_issuer
 from pwm.controlplane.core import joining
 from pwm.controlplane.core.decide import Refusal
+from pwm.controlplane.core.door import DoorLimits
 from tests.unit.access.world import World, a_world
 
 ALL = "pwm.all"
@@ -294,3 +295,16 @@ async def test_a_join_is_not_answered_again_when_its_time_is_over_or_it_was_ende
             else:
                 assert (await world.ask("admin", "DELETE", "/v1/resources/node/gpu7")).status == 200
             assert (await door.join(token, "gpu7", request=request))[0] == 401, end
+
+
+async def test_what_was_good_once_is_no_guess_and_bans_nobody_who_comes_with_another_token() -> None:
+    async with a_world(DoorLimits(failures=3)) as world:
+        door, request = Door(world), signing_request(new_key())
+        used = await door.token("gpu7")
+        assert (await door.join(used, "gpu7", request=request))[0] == 200
+        assert {(await door.join(used, "gpu7"))[0] for _ in range(5)} == {401}
+        await world.ask("keeper", "POST", "/v1/admin/node-credentials/revoke", body={"node": "gpu7"})
+        assert {(await Away(door).come_back())[0] for _ in range(5)} == {401}
+        assert (await door.join(await door.token("gpu7"), "gpu7"))[0] == 200
+        invented = "pwmjoin.f.pwm_invented"
+        assert [(await door.join(invented, "gpu7"))[0] for _ in range(4)] == [401, 401, 401, 429]
