@@ -20,9 +20,11 @@ from pwm.controlplane.bootstrap import Bootstrap, write_private
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.cluster_key import ClusterKey, ClusterKeyError
 from pwm.controlplane.config import ControllerConfig
+from pwm.controlplane.core.antechamber import within
 from pwm.controlplane.credentials import CannotServe, Credentials, GivenCertificate
 from pwm.controlplane.delivery.courier import Courier
 from pwm.controlplane.garbage import look_for_garbage
+from pwm.controlplane.gateway.arrivals import room
 from pwm.controlplane.gateway.doorkeeper import Doorkeeper
 from pwm.controlplane.gateway.gateway import Gateway
 from pwm.controlplane.oidc.provider import Provider
@@ -37,6 +39,9 @@ from pwm.version import VERSION
 
 log = structlog.get_logger(__name__)
 
+# By name: what it is, and how to read it.
+Gauges = dict[str, tuple[str, Callable[[], float]]]
+
 STOP_GRACE_S = 2.0
 # Agents send batches; a full set of assignments of a large node fits.
 GRPC_MESSAGE_BYTES = 64 << 20
@@ -49,6 +54,8 @@ GRPC_OPTIONS = (
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.keepalive_permit_without_calls", 1),
+    # Of agents and controllers on a slow line; with TLS nobody without a certificate stays for longer.
+    ("grpc.server_handshake_timeout_ms", 10_000),
 )
 
 # What they say decides who may do what: open streams are looked at again when one of them changes.
@@ -150,19 +157,25 @@ async def _serve(config: ControllerConfig, plane: ControlPlane, kv: EtcdKV, cert
         unlimited=plane.authorizer.runs_the_cluster,
         journal=plane.audit,
     )
+    registry = _metrics(plane, door)
     gateway = Gateway(
         services=plane.services(),
         authenticate=plane.authenticator.user,
         authorize=plane.authorizer.check_call,
         redeem=plane.tickets.redeem,
         health=plane.health,
-        registry=_metrics(plane, door),
+        registry=registry,
         door=door,
         title="PWM",
         version=VERSION,
         most_streams=config.streams_per_user,
+        connections=within(config.connections, room()),
         tls=credentials.https if credentials is not None else None,
     )
+    _gauges(registry, {
+        "pwm_strangers": ("Connections over which no valid token came", lambda: gateway.strangers),
+        "pwm_strangers_pushed_out": ("Such connections that had to go for newer ones", lambda: gateway.pushed_out),
+    })  # fmt: skip
     plane.view.observe(lambda change: gateway.recheck_soon() if change.kind in KINDS_OF_ACCESS else None)
     try:
         if credentials is not None:
@@ -197,7 +210,7 @@ def _write_authorities(config: ControllerConfig, credentials: Credentials) -> No
 
 def _metrics(plane: ControlPlane, door: Doorkeeper) -> CollectorRegistry:
     registry = CollectorRegistry()
-    gauges: dict[str, tuple[str, Callable[[], float]]] = {
+    gauges: Gauges = {
         "pwm_view_revision": ("Revision the view has folded", lambda: plane.view.revision),
         "pwm_view_streams": ("Live streams in the view", lambda: plane.view.streams),
         "pwm_view_rebuilds": ("Times the view was built anew", lambda: plane.follower.rebuilds),
@@ -207,9 +220,13 @@ def _metrics(plane: ControlPlane, door: Doorkeeper) -> CollectorRegistry:
         "pwm_door_bans": ("Bans of addresses that sent wrong tokens", lambda: door.bans),
         "pwm_leading": ("Roles this replica leads", lambda: len(plane.roles.led())),
     }
+    _gauges(registry, gauges)
+    return registry
+
+
+def _gauges(registry: CollectorRegistry, gauges: Gauges) -> None:
     for name, (text, read) in gauges.items():
         Gauge(name, text, registry=registry).set_function(read)
-    return registry
 
 
 def main(config: ControllerConfig) -> int:

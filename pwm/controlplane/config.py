@@ -6,6 +6,7 @@ from pathlib import Path
 
 import grpc
 
+from pwm.controlplane.core.antechamber import ConnectionLimits
 from pwm.controlplane.core.authorities import CERTIFICATE_LIFE_MS, check_life
 from pwm.controlplane.core.credits import DEFAULT_POLICY, CreditPolicy
 from pwm.controlplane.core.door import DoorLimits
@@ -65,6 +66,9 @@ class ControllerConfig:
     gpu_used_from_percent: int = DEFAULT_IDLE.used_from_percent
     # Streams (watches, logs, shells) that one user may have open at this replica.
     streams_per_user: int = 1_000
+    # Connections over which no valid token came (core/antechamber.py): from one address, and of all. 0: no limit.
+    strangers_per_address: int = 256
+    strangers: int = 4_096
     # The weekday on which weekly credits begin anew, at 00:00 UTC, and how long what runs may go on without any.
     credits_reset_day: str = DEFAULT_POLICY.reset_day
     credits_stop_grace_ms: int = DEFAULT_POLICY.stop_grace_ms
@@ -170,6 +174,10 @@ class ControllerConfig:
             failures=self.ban_after,
             ban_s=self.ban_time_ms / 1000,
         )
+
+    @property
+    def connections(self) -> ConnectionLimits:
+        return ConnectionLimits(per_address=self.strangers_per_address, total=self.strangers)
 
     @property
     def notices(self) -> NoticeSettings:

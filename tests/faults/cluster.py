@@ -134,8 +134,9 @@ class FaultCluster:
             sys.executable, "-m", "pwm", "controller", f"--etcd={','.join(self.etcd_addresses)}",
             f"--http={host.address}:{HTTP_PORT}", f"--agents={host.address}:{AGENT_PORT}", f"--replica={host.name}",
             f"--admin-token-file={self.directory}/admin-token", f"--node-token-file={self.directory}/node-token",
-            # All watchers of a scenario are one user.
-            "--streams-per-user=20000", f"--node-grace={NODE_GRACE_S:g}s", f"--node-lost-after={LOST_AFTER_S:g}s",
+            # All watchers of a scenario are one user, at one address, and come back at once.
+            "--streams-per-user=20000", "--strangers-per-address=0", "--strangers=0",
+            f"--node-grace={NODE_GRACE_S:g}s", f"--node-lost-after={LOST_AFTER_S:g}s",
         ]  # fmt: skip
 
     def _node(self, host: Host) -> list[str]:

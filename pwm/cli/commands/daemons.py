@@ -53,6 +53,11 @@ CONTROLLER_SETTINGS = (
     Setting("advertise", "Host by which others reach this one, if not by the addresses above.", metavar="HOST"),
     Setting("replica", "Name of this replica; made up if there is none."),
     Setting(
+        "strangers_per_address", "Connections from one address without a valid token; 0: as many as come.", metavar="N",
+        convert=int,
+    ),
+    Setting("strangers", "Such connections of all addresses; 0: as many as come.", metavar="N", convert=int),
+    Setting(
         "streams_per_user", "Watches, logs and shells that one user may have open here.", metavar="N", convert=int,
     ),
     Setting("credits_reset_day", "Weekday on which weekly credits begin anew, at 00:00 UTC; monday.", metavar="DAY"),

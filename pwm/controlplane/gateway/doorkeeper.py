@@ -78,7 +78,7 @@ class Doorkeeper:
     def address(self, request: web.BaseRequest) -> str:
         """From where a request comes."""
         address = plain(request.remote or "")
-        if self._proxies and self._is_proxy(address):
+        if self._proxies and self.is_proxy(address):
             # The last that a trusted proxy has put there is who came to it, and so on; what is before may be invented.
             came_from = ",".join(request.headers.getall("X-Forwarded-For", ())).split(",")
             for text in reversed(came_from[-MOST_PROXIES:]):
@@ -86,7 +86,7 @@ class Doorkeeper:
                 if not before:
                     break
                 address = before
-                if not self._is_proxy(address):
+                if not self.is_proxy(address):
                     break
         return address
 
@@ -141,7 +141,8 @@ class Doorkeeper:
         headers = _retry_after(wait_s) | ({"Connection": "close"} if banned else {})
         return HttpError(Code.RESOURCE_EXHAUSTED, message, status=429, headers=headers, next_step=next_step)
 
-    def _is_proxy(self, address: str) -> bool:
+    def is_proxy(self, address: str) -> bool:
+        """Whether an address speaks for others."""
         ip = parsed(address)
         return ip is not None and any(ip in network for network in self._proxies)
 

@@ -27,6 +27,7 @@ from prometheus_client import CollectorRegistry
 import pwm
 from pwm.api.v1.access_pb2 import Access
 from pwm.controlplane.context import CALL, CallContext
+from pwm.controlplane.core.antechamber import NO_LIMITS, ConnectionLimits
 from pwm.controlplane.errors import ApiError, LoginFailed
 from pwm.controlplane.gateway import failures, requests, responses, streams, websocket
 from pwm.controlplane.gateway.decoding import Decoder
@@ -37,7 +38,7 @@ from pwm.controlplane.gateway.metrics import Metrics, RpcMetrics
 from pwm.controlplane.gateway.open_streams import MAX_STREAMS_PER_PRINCIPAL, OpenStreams
 from pwm.controlplane.gateway.routes import Route, Routes, Rpc
 from pwm.controlplane.gateway.scalars import BadInput
-from pwm.controlplane.gateway.server import HttpServer
+from pwm.controlplane.gateway.server import HttpServer, somebody_is_known
 from pwm.controlplane.gateway.site import HealthReport, Pages
 
 log = structlog.get_logger(__name__)
@@ -108,6 +109,7 @@ class Gateway:
     health:       whether this replica can serve, for /readyz
     registry:     what /metrics shows
     door:         who is sent away for asking too much; without it nobody is
+    connections:  how many of those over which no valid token came are kept
     tls:          None: plain HTTP
     webui:        folder of the built web app; may be missing
     """
@@ -124,6 +126,7 @@ class Gateway:
         version: str,
         redeem: Redeem | None = None,
         door: Doorkeeper | None = None,
+        connections: ConnectionLimits = NO_LIMITS,
         tls: ssl.SSLContext | None = None,
         webui: Path = WEBUI,
         most_streams: int = MAX_STREAMS_PER_PRINCIPAL,
@@ -149,7 +152,7 @@ class Gateway:
             admit=self._admit_page,
         )  # fmt: skip
         self._streams = OpenStreams(most_streams)
-        self._server = HttpServer(self._handle, tls=tls)
+        self._server = HttpServer(self._handle, tls=tls, limits=connections, many=self._door.is_proxy)
         self._rechecking: asyncio.Task[None] | None = None
         self._running = 0
         self._stopping = False
@@ -164,6 +167,16 @@ class Gateway:
     def recheck_soon(self) -> None:
         """Checks the callers of all open streams again: something has changed about who may do what."""
         self._streams.recheck_soon()
+
+    @property
+    def strangers(self) -> int:
+        """Open connections over which no valid token came."""
+        return self._server.arrivals.strangers
+
+    @property
+    def pushed_out(self) -> int:
+        """How many of them had to go for newer ones."""
+        return self._server.arrivals.pushed_out
 
     async def stop(self, grace_s: float) -> None:
         """Ends open streams with UNAVAILABLE, lets running calls end for `grace_s`, then closes everything."""
@@ -238,7 +251,7 @@ class Gateway:
         if access is None:
             raise ApiError(Code.PERMISSION_DENIED, f"{rpc.name} may be called by nobody: it has no access rule")
         token = requests.bearer_token(request)
-        admission = await self._admission(query, peer) if rpc.bidirectional and token is None else None
+        admission = await self._admission(request, query, peer) if rpc.bidirectional and token is None else None
         if access.public:
             self._door.knock(peer)
             principal = await self._authenticate(None, peer)
@@ -246,6 +259,7 @@ class Gateway:
             principal = admission.principal
         else:
             principal = await self._identify(token, peer)
+            somebody_is_known(request)
         context = CallContext(
             principal=principal,
             peer=peer,
@@ -269,7 +283,7 @@ class Gateway:
             # What is open to everybody may ask for a credential of another kind.
             self._let_nobody_in(error, peer)
 
-    async def _admission(self, query: str, peer: str) -> Admission | None:
+    async def _admission(self, request: web.BaseRequest, query: str, peer: str) -> Admission | None:
         """What a ticket in the query stands for; None where there is none. Raises ApiError."""
         ticket = requests.ticket(query) if query else ""
         if not ticket or self._redeem is None:
@@ -281,6 +295,7 @@ class Gateway:
                 raise
             self._let_nobody_in(error, peer)
         self._door.visit(peer, admission.principal)
+        somebody_is_known(request)
         return admission
 
     async def _identify(self, token: str | None, peer: str) -> Principal:
@@ -388,6 +403,7 @@ class Gateway:
         """Lets a caller see a page that is no rpc; ApiError if not."""
         peer = self._door.address(request)
         principal = await self._identify(requests.bearer_token(request), peer)
+        somebody_is_known(request)
         CALL.set(CallContext(principal=principal, peer=peer))
         self._authorize(principal, access, access, name)
 

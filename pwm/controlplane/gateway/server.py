@@ -17,7 +17,9 @@ from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
 
+from pwm.controlplane.core.antechamber import NO_LIMITS, ConnectionLimits
 from pwm.controlplane.errors import ApiError
+from pwm.controlplane.gateway.arrivals import Arrival, Arrivals
 from pwm.controlplane.gateway.failures import Code, HttpError, error_body
 
 # Bytes of a request line, of one header, and headers of a request. A bearer token takes 50 bytes; `names` of
@@ -41,11 +43,22 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 class HttpServer:
     """Listens, and gives each request to one handler. A client that goes away cancels its handler."""
 
-    def __init__(self, handler: Handler, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        tls: ssl.SSLContext | None = None,
+        limits: ConnectionLimits = NO_LIMITS,
+        many: Callable[[str], bool] = lambda address: False,
+    ) -> None:
+        """`limits`, `many`: see `arrivals`."""
         self._handler = handler
-        self._tls = tls
         self._connections: _Server | None = None
-        self._listener: asyncio.Server | None = None
+        self.arrivals = Arrivals(self._connected, limits=limits, tls=tls, many=many)
+
+    def _connected(self, arrival: Arrival) -> RequestHandler:
+        assert self._connections is not None, "started"
+        return _Connection(self._connections, arrival=arrival)
 
     async def start(self, host: str, port: int) -> int:
         """Listens; the port that was bound (0 asks for any)."""
@@ -60,40 +73,38 @@ class HttpServer:
             max_field_size=MAX_HEADER_BYTES,
             max_headers=MAX_HEADERS,
         )
-        loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(
-            self._connections, host, port, ssl=self._tls, backlog=BACKLOG, reuse_address=True
-        )
-        bound: int = self._listener.sockets[0].getsockname()[1]
-        return bound
+        return await self.arrivals.start(host, port, backlog=BACKLOG)
 
     def stop_listening(self) -> None:
         """No new connections; those that are open stay, and their requests still arrive."""
-        if self._listener is not None:
-            self._listener.close()
+        self.arrivals.stop()
 
     async def stop(self) -> None:
         """Closes all connections; an answer on its way has FLUSH_S."""
         self.stop_listening()
         if self._connections is not None:
             await self._connections.shutdown(FLUSH_S)
-        if self._listener is not None:
-            await self._listener.wait_closed()
+        await self.arrivals.wait_stopped()
 
 
 class _Server(web.Server):
     def __init__(self, handler: Handler, **settings: Any) -> None:
         super().__init__(handler, **settings)
-        self._settings = {
+        self.settings = {
             key: value for key, value in settings.items() if key not in ("request_factory", "handler_cancellation")
         }
 
-    def __call__(self) -> RequestHandler:
-        return _Connection(self, loop=asyncio.get_running_loop(), **self._settings)
-
 
 class _Connection(RequestHandler):
-    __slots__ = ()
+    __slots__ = ("arrival",)
+
+    def __init__(self, server: _Server, *, arrival: Arrival) -> None:
+        super().__init__(server, loop=asyncio.get_running_loop(), **server.settings)
+        self.arrival = arrival
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self.arrival.is_over()
+        super().connection_lost(exc)
 
     def handle_error(
         self,
@@ -115,6 +126,13 @@ class _Connection(RequestHandler):
         response = web.Response(status=status, body=error_body(error), content_type="application/json")
         response.force_close()
         return response
+
+
+def somebody_is_known(request: web.BaseRequest) -> None:
+    """A valid token came over the request's connection."""
+    arrival: Arrival = request.protocol.arrival  # type: ignore[attr-defined]  # a _Connection
+    if arrival.is_stranger:
+        arrival.is_known()
 
 
 class _Request(web.BaseRequest):

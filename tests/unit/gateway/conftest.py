@@ -427,7 +427,7 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    world: World | None = None, *, webui: Path = NOWHERE, door: Doorkeeper | None = None
+    world: World | None = None, *, webui: Path = NOWHERE, door: Doorkeeper | None = None, **more: Any
 ) -> AsyncIterator[Running]:
     world = world or World()
     gateway = Gateway(
@@ -440,6 +440,7 @@ async def running(
         version="3.0.0",
         webui=webui,
         door=door,
+        **more,
     )
     port = await gateway.start("127.0.0.1", 0)
     started = Running(gateway, world, port)
