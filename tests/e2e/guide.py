@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Self
 
 ROOT = Path(__file__).parents[2]
-COMMAND_LIMIT_S = 30.0
-LOOK_LIMIT_S = 10.0
+COMMAND_LIMIT_S = 60.0
+LOOK_LIMIT_S = 30.0
 # These change nothing.
 _LOOKS = re.compile(r"pwm (get|why|logs|credits|report|limits|events|top|admin status)\b")
 POLL_S = 0.05
