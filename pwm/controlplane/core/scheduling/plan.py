@@ -64,13 +64,13 @@ class Refusals(Mapping[str, Explanation]):
         self._demands: dict[str, tuple[Demand, int]] = {}
         # Those of them whom a limit keeps from starting, and those who may not use every node.
         self.held_back: dict[str, HeldBack] = {}
-        self._ruled: list[str] = []
+        self._ruled: dict[str, Demand] = {}
         self._known: dict[tuple[Demand, int], Explanation] = {}
 
     def add(self, workload_uid: str, demand: Demand, *, together: int = 1) -> None:
         self._demands.setdefault(workload_uid, (demand, together))
         if demand.rules:
-            self._ruled.append(workload_uid)
+            self._ruled[workload_uid] = demand
 
     def add_limit(self, workload_uid: str, held: HeldBack) -> None:
         self.held_back.setdefault(workload_uid, held)
@@ -78,8 +78,8 @@ class Refusals(Mapping[str, Explanation]):
     @property
     def without_node(self) -> list[str]:
         """Those for whom no node is left by what their accounts may use."""
-        table = self._scratch.table
-        return [uid for uid in self._ruled if not table.admits(self._demands[uid][0])]
+        admitted = {demand: self._scratch.table.admits(demand) for demand in set(self._ruled.values())}
+        return [uid for uid, demand in self._ruled.items() if not admitted[demand]]
 
     def __getitem__(self, workload_uid: str) -> Explanation:
         if workload_uid not in self._demands:
