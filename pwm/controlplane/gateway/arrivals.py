@@ -39,12 +39,14 @@ STRANGERS_SHARE = 1 / 2
 class Arrival:
     """One connection, from before its handshake to its end."""
 
-    __slots__ = ("_antechamber", "_came_s", "_socket", "address", "is_stranger")
+    __slots__ = ("_antechamber", "_came_s", "_socket", "address", "is_stranger", "peer")
 
-    def __init__(self, antechamber: "Antechamber[Arrival]", connected: socket.socket, address: str) -> None:
+    def __init__(self, antechamber: "Antechamber[Arrival]", connected: socket.socket, peer: str) -> None:
         self._antechamber = antechamber
         self._socket = connected
-        self.address = address
+        self.peer = peer
+        # What counts as one.
+        self.address = neighbourhood(peer)
         self.is_stranger = True
         self._came_s = time.monotonic()
 
@@ -164,7 +166,7 @@ class Arrivals:
         loop.call_later(PAUSE_S, resume)
 
     def _enter(self, connected: socket.socket, address: str) -> None:
-        arrival = Arrival(self._antechamber, connected, neighbourhood(address))
+        arrival = Arrival(self._antechamber, connected, address)
         gone = self._antechamber.enter(arrival.address, arrival, many=self._many(address))
         if gone is not None:
             self.pushed_out += 1

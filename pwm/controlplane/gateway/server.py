@@ -136,6 +136,12 @@ def somebody_is_known(request: web.BaseRequest) -> None:
 
 
 class _Request(web.BaseRequest):
+    @property
+    def remote(self) -> str:
+        """From where its connection comes, which is worked out once for each connection."""
+        arrival: Arrival = self.protocol.arrival  # type: ignore[attr-defined]  # a _Connection
+        return arrival.peer
+
     async def _prepare_hook(self, response: web.StreamResponse) -> None:
         response.headers.pop("Server", None)
 
