@@ -19,7 +19,7 @@ from pwm.api.v1 import agent_pb2_grpc, peer_pb2_grpc
 from pwm.controlplane.bootstrap import Bootstrap, write_private
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.cluster_key import ClusterKey, ClusterKeyError
-from pwm.controlplane.config import ControllerConfig
+from pwm.controlplane.config import ControllerConfig, UnusableFile
 from pwm.controlplane.core.antechamber import within
 from pwm.controlplane.credentials import CannotServe, Credentials, GivenCertificate
 from pwm.controlplane.delivery.courier import Courier
@@ -68,7 +68,7 @@ async def run(config: ControllerConfig, stop: asyncio.Event) -> None:
     replica = config.replica or f"{config.hostname}-{clock.new_id()[-6:]}"
     async with AsyncExitStack() as stack:
         kv = await stack.enter_async_context(
-            EtcdKV(config.etcd, credentials=config.etcd_credentials, quota_of=Quotas())
+            EtcdKV(config.etcd, credentials=config.etcd_credentials, quota_of=Quotas(tls=config.etcd_tls))
         )
         keys = Keys(config.prefix.encode())
         cluster_key = ClusterKey.load_or_make(config.cluster_key_file) if config.cluster_key_file else None
@@ -256,6 +256,9 @@ def main(config: ControllerConfig) -> int:
         code = 1
     except* ClusterKeyError as unusable:
         log.error("cluster key refused", why=str(unusable.exceptions[0]))
+        code = 1
+    except* UnusableFile as unusable_file:
+        log.error("settings refused", why=str(unusable_file.exceptions[0]))
         code = 1
     except* OSError as error:
         log.error("cannot listen", why=str(error.exceptions[0]))

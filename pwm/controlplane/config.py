@@ -1,6 +1,7 @@
 """Settings of a controller. Each is a flag of `pwm controller`, a variable PWM_… or a key of its config file."""
 
 import socket
+import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,10 @@ from pwm.controlplane.core.nodes import NodeTimes
 from pwm.controlplane.core.targets import Allowed
 from pwm.controlplane.delivery.courier import MailServer, NoticeSettings
 from pwm.controlplane.oidc.settings import DEFAULT_TOKEN_LIFE_MS, OidcSettings, read_secret
+
+
+class UnusableFile(Exception):
+    """A file that a setting names; the message is a sentence for the admin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +136,28 @@ class ControllerConfig:
 
     @property
     def etcd_credentials(self) -> grpc.ChannelCredentials | None:
-        """None: etcd without TLS. Raises OSError."""
-        if self.etcd_ca is None and self.etcd_cert is None:
+        """None: etcd without TLS. Raises UnusableFile."""
+        context = self.etcd_tls
+        if context is None:
             return None
+        # gRPC says nothing about files that it cannot use; they have been tried.
         files = (self.etcd_ca, self.etcd_key, self.etcd_cert)
         ca, key, certificate = (file.read_bytes() if file is not None else None for file in files)
         return grpc.ssl_channel_credentials(ca, key, certificate)
+
+    @property
+    def etcd_tls(self) -> ssl.SSLContext | None:
+        """The same for what is not gRPC. Raises UnusableFile."""
+        if self.etcd_ca is None and self.etcd_cert is None:
+            return None
+        try:
+            context = ssl.create_default_context(cafile=self.etcd_ca)
+            if self.etcd_cert is not None:
+                context.load_cert_chain(self.etcd_cert, self.etcd_key)
+        except (OSError, ssl.SSLError) as error:
+            files = ", ".join(str(file) for file in (self.etcd_ca, self.etcd_cert, self.etcd_key) if file is not None)
+            raise UnusableFile(f"the files for etcd ({files}) cannot be used: {error}") from error
+        return context
 
     @property
     def http_scheme(self) -> str:

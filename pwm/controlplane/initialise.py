@@ -12,7 +12,7 @@ from pwm import daemon_log
 from pwm.controlplane.bootstrap import Bootstrap
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.cluster_key import ClusterKey, ClusterKeyError
-from pwm.controlplane.config import ControllerConfig
+from pwm.controlplane.config import ControllerConfig, UnusableFile
 from pwm.controlplane.credentials import CannotServe, Credentials
 from pwm.controlplane.errors import ApiError
 from pwm.controlplane.plane import ControlPlane
@@ -43,7 +43,7 @@ def initialise(config: ControllerConfig) -> Made:
     daemon_log.configure(level="error", as_json=False)
     try:
         return asyncio.run(_initialise(config))
-    except (store_errors.StoreError, ApiError, ClusterKeyError, CannotServe) as error:
+    except (store_errors.StoreError, ApiError, ClusterKeyError, CannotServe, UnusableFile) as error:
         raise CannotInitialise(str(error)) from error
     except TimeoutError as error:
         raise CannotInitialise(f"etcd at {', '.join(config.etcd)} does not answer") from error

@@ -79,8 +79,8 @@ class Admittance:
     ) -> None:
         """`authenticate` maps a node token to the node it is good for ("" = any); None: not a node's token.
 
-        With `issuance` tokens do not count. `node_revision` asks the store when something about a node was written last,
-        0 if there is no such node; it may raise StoreError.
+        With `issuance` tokens do not count. `node_revision` asks the store when something about a node was written
+        last, 0 if there is no such node; it may raise StoreError.
         """
         self._view = view
         self._clock = clock

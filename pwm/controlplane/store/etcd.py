@@ -17,7 +17,7 @@ import structlog
 
 from pwm.api.etcd import rpc_pb2 as pb
 from pwm.controlplane.store import errors
-from pwm.controlplane.store.etcd_channels import Dial, Endpoint, Endpoints, translate
+from pwm.controlplane.store.etcd_channels import Dial, Endpoint, Endpoints, in_words, translate
 from pwm.controlplane.store.etcd_versions import judge_version
 from pwm.controlplane.store.etcd_watch import key_value, watch
 from pwm.controlplane.store.kv import (
@@ -270,7 +270,7 @@ class EtcdKV:
         try:
             answer = await endpoint.maintenance.Status(pb.StatusRequest(), timeout=ATTEMPT_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
-            return Member(endpoint.address, endpoint.address, trouble=error.details() or error.code().name), 0
+            return Member(endpoint.address, endpoint.address, trouble=in_words(error)), 0
         name = f"{answer.header.member_id:x}"
         quota_bytes = answer.dbSizeQuota
         if not quota_bytes and self._quota_of is not None:

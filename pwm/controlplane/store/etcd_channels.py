@@ -66,6 +66,17 @@ _NOT_PROPOSED = ("no leader", "not capable", "too many requests", "unhealthy clu
 # What gRPC says when no connection was made.
 _NOT_SENT = ("failed to connect", "connection refused", "name resolution", "dns resolution", "no route to host")
 
+# Signs of TLS that fails, and what they mean.
+_TLS_TROUBLE = (
+    (
+        "certificate_verify_failed",
+        "failed to connect: etcd's certificate cannot be believed; --etcd-ca has to name the authorities that it is "
+        "of, and it has to be for the address in --etcd",
+    ),
+    ("tsi_data_corrupted", "failed to connect: etcd wants another certificate than it is shown, see --etcd-cert"),
+    ("wrong_version_number", "failed to connect: etcd does not speak TLS; leave out --etcd-ca and --etcd-cert"),
+)
+
 # For a read: this member could not answer, another one may. UNKNOWN is how etcd passes on its own time-outs.
 _ASK_ANOTHER = (
     grpc.StatusCode.UNAVAILABLE,
@@ -204,10 +215,23 @@ def translate(error: grpc.aio.AioRpcError, *, write: bool) -> errors.KVError:
     known = _known(code, lowered, text)
     if known is not None:
         return known
+    text = in_words(error)
     if write:
         never_applied = any(s in lowered for s in _NOT_PROPOSED + _NOT_SENT)
         return errors.Unavailable(text) if never_applied else errors.Ambiguous(text)
     return errors.Unavailable(text) if code in _ASK_ANOTHER else errors.KVError(text)
+
+
+def in_words(error: grpc.aio.AioRpcError) -> str:
+    """What it says; but when TLS is at fault, what gRPC says is not for people."""
+    text = error.details() or error.code().name
+    lowered = text.lower()
+    for sign, meaning in _TLS_TROUBLE:
+        if sign in lowered:
+            return meaning
+    if "failed to connect" in lowered and lowered.endswith("socket closed"):
+        return f"{text}; if etcd speaks TLS, say so with --etcd-ca"
+    return text
 
 
 def _known(code: grpc.StatusCode, lowered: str, text: str) -> errors.KVError | None:

@@ -7,6 +7,7 @@ is good for a while; a member that does not say is asked again each time.
 
 import asyncio
 import contextlib
+import ssl
 
 ASKED_AGAIN_S = 300.0
 TIMEOUT_S = 1.0
@@ -17,24 +18,25 @@ _NAME = b"\netcd_server_quota_backend_bytes "
 class Quotas:
     """Call it with an address, HOST:PORT; the answer is in bytes, 0 when it is not known."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self._known: dict[str, tuple[int, float]] = {}
 
     async def __call__(self, address: str) -> int:
         now = asyncio.get_running_loop().time()
         quota_bytes, asked_at = self._known.get(address, (0, 0.0))
         if not quota_bytes or now - asked_at > ASKED_AGAIN_S:
-            quota_bytes = await _ask(address)
+            quota_bytes = await _ask(address, self._tls)
             self._known[address] = quota_bytes, now
         return quota_bytes
 
 
-async def _ask(address: str) -> int:
+async def _ask(address: str, tls: ssl.SSLContext | None) -> int:
     host, _, port = address.rpartition(":")
     answer = b""
     with contextlib.suppress(OSError, TimeoutError, ValueError):
         async with asyncio.timeout(TIMEOUT_S):
-            reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+            reader, writer = await asyncio.open_connection(host.strip("[]"), int(port), ssl=tls)
             try:
                 writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
                 while (part := await reader.read(1 << 16)) and len(answer) < ANSWER_LIMIT_BYTES:
