@@ -9,7 +9,7 @@ since the first attempt may have come only so far. Else it could undo what someb
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -93,9 +93,17 @@ class Applier:
         revision = self._view.revision
         key = "" if request.dry_run else context.idempotency_key
         for _, documents in groupby(_batches(parsed), key=lambda pair: pair[0]):
+            # In a dry run what follows a group may be in it all the same.
+            made = {r.name for r in results if r.kind == "Group" and r.outcome == ApplyResult.CREATED}
             outcomes = await asyncio.gather(
                 *(
-                    self._one(document, principal, dry_run=request.dry_run, receipt=_receipt(principal, key, number))
+                    self._one(
+                        document,
+                        principal,
+                        dry_run=request.dry_run,
+                        made=made if request.dry_run else (),
+                        receipt=_receipt(principal, key, number),
+                    )
                     for number, (_, document) in enumerate(documents, start=len(results))
                 )
             )
@@ -115,8 +123,15 @@ class Applier:
         return ApplyResponse(results=results, revision=revision)
 
     async def _one(
-        self, parsed: Parsed | ApplyResult, principal: Principal, *, dry_run: bool, receipt: ReceiptWrite | None
+        self,
+        parsed: Parsed | ApplyResult,
+        principal: Principal,
+        *,
+        dry_run: bool,
+        made: Collection[str],
+        receipt: ReceiptWrite | None,
     ) -> tuple[ApplyResult, int]:
+        """`made`: groups that would be there by now."""
         if isinstance(parsed, ApplyResult):
             return parsed, 0
         message = parsed.message
@@ -133,7 +148,7 @@ class Applier:
                 about=message.metadata.name,
             )
             sight = Sight(self._authorizer, principal)
-            self._check_references(parsed, sight)
+            self._check_references(parsed, sight, made=made)
             check_use(parsed.message, sight, name=principal.name)
             revision = await self._append(parsed, principal, result=result, dry_run=dry_run, receipt=receipt)
         except AlreadyAnswered as error:
@@ -155,10 +170,10 @@ class Applier:
             _refuse(result, str(error), grpc.StatusCode.ALREADY_EXISTS, (problem,))
         return result, revision
 
-    def _check_references(self, parsed: Parsed, sight: Sight) -> None:
+    def _check_references(self, parsed: Parsed, sight: Sight, *, made: Collection[str]) -> None:
         """What a document names must exist, where starting without it would make no sense."""
         group = parsed.message.metadata.group
-        if group and self._view.by_name("Group", group) is None:
+        if group and group not in made and self._view.by_name("Group", group) is None:
             seen = (g.metadata.name for g in self._view.all("Group") if sight.of("Group", g) is not None)
             known = ", ".join(sorted(seen)) or "none yet"
             raise ApiError(

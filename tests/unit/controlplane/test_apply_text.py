@@ -372,6 +372,15 @@ async def test_a_repeated_request_is_answered_as_it_was_and_undoes_nothing(serve
     assert dry["outcome"] == "UNCHANGED"
 
 
+async def test_a_dry_run_of_a_group_and_what_is_in_it_says_what_would_happen(server: Server) -> None:
+    group = "kind: Group\nmetadata: {name: vision}\n"
+    inside = HELLO.replace("{name: hello}", "{name: hello, group: vision}")
+    assert [r["outcome"] for r in await server.apply(group, inside, dryRun=True)] == ["CREATED", "CREATED"]
+    assert [r["outcome"] for r in await server.apply(inside, group, dryRun=True)] == ["REFUSED", "CREATED"]
+    assert [r["outcome"] for r in await server.apply(inside, dryRun=True)] == ["REFUSED"]
+    assert [r["outcome"] for r in await server.apply(group, inside)] == ["CREATED", "CREATED"]
+
+
 async def test_what_people_s_documents_name_in_vain_is_warned_of(server: Server) -> None:
     user = (
         "kind: User\nmetadata: {name: zoe}\nspec:\n  groups:\n    - {name: visoin, role: studnet}\n"
