@@ -2,7 +2,8 @@
 
 Compared is what the document says, field by field: what it does not mention, such as a default that the server
 filled in, is no difference. Of people (users, roles, groups, prices) the server fills in nothing, so what a document
-no longer mentions goes, and is shown. Old spellings of a field, stored under their new name, show as such.
+no longer mentions goes, and is shown; but for the notices that users want. Old spellings of a field, stored under
+their new name, show as such.
 """
 
 from __future__ import annotations
@@ -40,8 +41,11 @@ def _show_difference(invocation: Invocation, document: Document) -> None:
         there, wanted = _without_values(there), _without_values(wanted)
     mentioned = _mentioned(there, wanted) if there else {}
     if there and kind_of(document.kind) in PEOPLE:
-        wanted = _in_one_form(wanted)
-        mentioned = _in_one_form(mentioned | {"spec": _in_order(there.get("spec") or {}, wanted.get("spec"))})
+        wanted, spec = _in_one_form(wanted), there.get("spec") or {}
+        if "notify" not in (wanted.get("spec") or {}):
+            # What users have set for themselves stays.
+            spec = {name: value for name, value in spec.items() if name != "notify"}
+        mentioned = _in_one_form(mentioned | {"spec": _in_order(spec, wanted.get("spec"))})
     lines = difflib.unified_diff(
         to_yaml(mentioned).splitlines() if mentioned else [],
         to_yaml(wanted).splitlines(),

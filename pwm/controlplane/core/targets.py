@@ -161,6 +161,18 @@ def kept(wanted: Any, state: Message | None) -> Any:
     return copy
 
 
+def own_kept(wanted: Any, state: Message | None) -> Any:
+    """What is wanted; of a User whose document does not speak of notices with what that user has set for himself."""
+    if not isinstance(wanted, User) or not isinstance(state, User) or wanted.spec.HasField("notify"):
+        return wanted
+    if not state.spec.HasField("notify"):
+        return wanted
+    copy = User()
+    copy.CopyFrom(wanted)
+    copy.spec.notify.CopyFrom(state.spec.notify)
+    return copy
+
+
 def _filled(wanted: Sequence[str], before: list[str]) -> list[str]:
     left = list(before)
     filled = []

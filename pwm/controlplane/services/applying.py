@@ -33,7 +33,7 @@ from pwm.controlplane.core.scheduling.cluster import Cluster
 from pwm.controlplane.core.scheduling.explain import explain
 from pwm.controlplane.core.scheduling.plan import Placement, plan
 from pwm.controlplane.core.scheduling.queue import Waiting
-from pwm.controlplane.core.targets import kept
+from pwm.controlplane.core.targets import kept, own_kept
 from pwm.controlplane.delivery.courier import NoticeSettings
 from pwm.controlplane.errors import ApiError
 from pwm.controlplane.services.manifests import locate, read_request
@@ -203,7 +203,7 @@ class Applier:
         def decide() -> Sequence[Change]:
             metadata = parsed.message.metadata
             state = self._view.by_name(parsed.kind, metadata.name, group=metadata.group)
-            wanted: Any = kept(parsed.message, state)
+            wanted: Any = own_kept(kept(parsed.message, state), state)
             sealed = None
             if isinstance(wanted, Secret):
                 outcome, payloads, sealed = self._secrets.decide(state, wanted, held, uid=uid)

@@ -245,7 +245,8 @@ def test_a_diff_of_people_knows_all_spellings_and_shows_what_goes(server: FakeSe
     policy = {"Node": {"verbs": ["get"]}, "Volume": {"verbs": ["get"]}}
     spec: dict[str, Any] = {"groups": [{"name": "vision", "policy": policy}], "limits": {"credits": {"weekly": 100.0}}}
     role = {"kind": "Role", "metadata": {"name": "head"}, "spec": {"permission": {"pwm.all": {"verbs": ["pwm.all"]}}}}
-    user = {"kind": "User", "metadata": {"name": "ann", "uid": "u"}, "spec": spec}
+    own = {"notify": {"byEmail": True}}
+    user = {"kind": "User", "metadata": {"name": "ann", "uid": "u"}, "spec": spec | own}
     server.on("GET", "/v1/resources/Role/head", {"resource": role})
     server.on("GET", "/v1/resources/User/ann", {"resource": user})
     server.on("POST", "/v1/apply", {"results": [_result("UNCHANGED")]})

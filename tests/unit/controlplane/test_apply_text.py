@@ -381,6 +381,20 @@ async def test_a_dry_run_of_a_group_and_what_is_in_it_says_what_would_happen(ser
     assert [r["outcome"] for r in await server.apply(group, inside)] == ["CREATED", "CREATED"]
 
 
+async def test_what_users_have_set_for_themselves_stays_when_their_document_does_not_speak_of_it(
+    server: Server, plane: Plane
+) -> None:
+    user = "kind: User\nmetadata: {name: zoe}\nspec: {groups: [{name: users}], notify: {on: [crashed]}}\n"
+    silent = user.replace(", notify: {on: [crashed]}", "")
+    await server.apply(user)
+    assert [r["outcome"] for r in await server.apply(silent)] == ["UNCHANGED"]
+    await server.apply(silent.replace("users", "admin"))
+    zoe = plane.view.by_name("User", "zoe")
+    assert ([m.name for m in zoe.spec.groups], list(zoe.spec.notify.on)) == (["admin"], ["crashed"])
+    await server.apply(user.replace("crashed", "idle"))
+    assert list(plane.view.by_name("User", "zoe").spec.notify.on) == ["idle"]
+
+
 async def test_what_people_s_documents_name_in_vain_is_warned_of(server: Server) -> None:
     user = (
         "kind: User\nmetadata: {name: zoe}\nspec:\n  groups:\n    - {name: visoin, role: studnet}\n"
