@@ -85,6 +85,7 @@ async def run(config: ControllerConfig, stop: asyncio.Event) -> None:
             times=config.times,
             credit_policy=config.credit_policy,
             courier=Courier(config.notices),
+            registries=config.registries,
             idle_policy=config.idle,
             cluster_key=cluster_key,
             provider=provider,

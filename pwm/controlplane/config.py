@@ -105,6 +105,8 @@ class ControllerConfig:
     oidc_claim: str = EMAIL
     oidc_ca: Path | None = None
     oidc_token_life_ms: int = DEFAULT_TOKEN_LIFE_MS
+    # Hosts of the registries that images may come from. None: all.
+    registries: tuple[str, ...] = ()
     log_level: str = "info"
     log_json: bool = False
     hostname: str = field(default_factory=socket.gethostname)

@@ -11,6 +11,7 @@ depend on the store never fail for its absence; they wait.
 """
 
 import asyncio
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -39,6 +40,7 @@ from pwm.controlplane.core.idle import DEFAULT_POLICY as IDLE_POLICY
 from pwm.controlplane.core.idle import IdlePolicy
 from pwm.controlplane.core.limits import GROUP, USER, Account
 from pwm.controlplane.core.nodes import DEFAULT_TIMES, NodeTimes
+from pwm.controlplane.core.registries import canonical
 from pwm.controlplane.core.scheduling.cluster import Cluster
 from pwm.controlplane.credentials import Credentials
 from pwm.controlplane.delivery.courier import Courier, NoticeSettings
@@ -124,6 +126,7 @@ class ControlPlane:
         credentials: Credentials | None = None,
         cluster_key: ClusterKey | None = None,
         courier: Courier | None = None,
+        registries: Iterable[str] = (),
         provider: Provider | None = None,
     ) -> None:
         """`credentials`: agents and replicas are known by their certificates; None: by tokens alone, without TLS.
@@ -236,6 +239,7 @@ class ControlPlane:
         )
         self._keys = keys
         self._courier = courier
+        self._registries = frozenset(map(canonical, registries))
         self._provider = provider
         self._cluster_key = cluster_key
         self._audit_kept_ms = audit_kept_ms
@@ -423,6 +427,7 @@ class ControlPlane:
             authorizer=self.authorizer,
             secrets=SecretApplier(view=view, secrets=self.secrets),
             notices=self._notice_settings,
+            registries=self._registries,
             treasury=self.treasury,
             clock=clock,
         )

@@ -91,6 +91,7 @@ CONTROLLER_SETTINGS = (
     Setting("etcd_ca", "Authorities that etcd's certificates come from, PEM.", metavar="FILE", convert=path),
     Setting("etcd_cert", "This controller's certificate for etcd, PEM.", metavar="FILE", convert=path),
     Setting("etcd_key", "Its key.", metavar="FILE", convert=path),
+    Setting("registry", "Registries that images may come from; all if none is named.", metavar="HOST", multiple=True),
     Setting("node_grace", "Silence after which a node is NOT_READY; 15s.", metavar="TIME", convert=duration),
     Setting("node_lost_after", "Silence after which a node is LOST; 2m.", metavar="TIME", convert=duration),
     Setting(
@@ -181,6 +182,8 @@ def controller(invocation: Invocation, **given: Any) -> int:
             values[f"{name}_ms"] = values.pop(name)
     if "gpu_used_from" in values:
         values["gpu_used_from_percent"] = values.pop("gpu_used_from")
+    if "registry" in values:
+        values["registries"] = values.pop("registry")
     if "trusted_proxy" in values:
         values["trusted_proxies"] = values.pop("trusted_proxy")
     if "tls_name" in values:

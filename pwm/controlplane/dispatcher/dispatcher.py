@@ -40,7 +40,7 @@ from pwm.controlplane.dispatcher import session as sessions
 from pwm.controlplane.dispatcher.admittance import VIEW_PATIENCE_S, Admittance, Caller, CallerGone, Issuance
 from pwm.controlplane.dispatcher.giving import Give, give_secrets
 from pwm.controlplane.dispatcher.heartbeats import Heartbeats
-from pwm.controlplane.dispatcher.relay import AgentStream, Relays
+from pwm.controlplane.dispatcher.relay import AgentStream, Relays, first_message
 from pwm.controlplane.dispatcher.reports import ReportIntake
 from pwm.controlplane.errors import ApiError
 from pwm.controlplane.store import errors as store_errors
@@ -141,7 +141,7 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
 
     async def Session(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
         caller = await self._admittance.identify(context)
-        first = await context.read()
+        first = await first_message(context)
         if first is grpc.aio.EOF or first.WhichOneof("message") != "hello":
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message is hello")
         hello: Hello = first.hello

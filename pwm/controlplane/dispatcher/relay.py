@@ -15,6 +15,17 @@ from pwm.controlplane.agentlink import AgentRefused, AgentUnreachable
 
 # An agent that is connected answers at once; one that does not is as good as away.
 DIAL_TIMEOUT_S = 10.0
+# It sends the first message with the call.
+FIRST_MESSAGE_S = 10.0
+
+
+async def first_message(context: Any) -> Any:
+    """What a call begins with. Ends a call that says nothing: each that is open takes room here."""
+    try:
+        async with asyncio.timeout(FIRST_MESSAGE_S):
+            return await context.read()
+    except TimeoutError:
+        await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"nothing came within {FIRST_MESSAGE_S:g} s")
 
 
 class Relays:
@@ -37,7 +48,7 @@ class Relays:
 
     async def serve(self, node: str | None, context: Any) -> None:
         """One Relay rpc, from its first frame until whoever asked is done. `node`: whose credential it is."""
-        first = await context.read()
+        first = await first_message(context)
         if first is grpc.aio.EOF or first.WhichOneof("frame") != "stream_id":
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first frame names the stream")
         wanted_node, future = self._expected.pop(first.stream_id, (None, None))

@@ -29,6 +29,7 @@ from pwm.controlplane.core.ledger import devices_of
 from pwm.controlplane.core.limits import OVER_CODES, REACHED_CODES, What
 from pwm.controlplane.core.manifest import Parsed
 from pwm.controlplane.core.reconcile import reconcile
+from pwm.controlplane.core.registries import is_allowed, registry_of
 from pwm.controlplane.core.scheduling.cluster import Cluster
 from pwm.controlplane.core.scheduling.explain import explain
 from pwm.controlplane.core.scheduling.plan import Placement, plan
@@ -74,7 +75,10 @@ class Applier:
         treasury: Treasury,
         clock: Clock,
         notices: NoticeSettings | None = None,
+        registries: Collection[str] = (),
     ) -> None:
+        """`registries` that images may come from; none: all."""
+        self._registries = registries
         self._notices = notices
         self._view = view
         self._secrets = secrets
@@ -149,6 +153,7 @@ class Applier:
             )
             sight = Sight(self._authorizer, principal)
             self._check_references(parsed, sight, made=made)
+            self._check_registry(parsed.message)
             check_use(parsed.message, sight, name=principal.name)
             revision = await self._append(parsed, principal, result=result, dry_run=dry_run, receipt=receipt)
         except AlreadyAnswered as error:
@@ -187,6 +192,14 @@ class Applier:
                     )
                 ],
             )
+
+    def _check_registry(self, message: object) -> None:
+        image = message.spec.image.image if isinstance(message, Workload) else ""
+        if image and not is_allowed(image, self._registries):
+            said = f"images of {registry_of(image)} may not be used here"
+            known = ", ".join(sorted(self._registries))
+            problem = Problem(field="spec.image.image", message=said, next_step=f"images may come from {known}")
+            raise ApiError(grpc.StatusCode.PERMISSION_DENIED, said, [problem])
 
     async def _append(
         self,

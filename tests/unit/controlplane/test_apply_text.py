@@ -86,6 +86,7 @@ async def server(plane: Plane) -> AsyncIterator[Server]:
         secrets=SecretApplier(view=plane.view, secrets=plane.secrets),
         treasury=treasury,
         clock=clock,
+        registries=("docker.io", "registry.lab"),
     )
     resources = ResourceService(
         view=plane.view,
@@ -419,3 +420,14 @@ async def test_a_group_with_members_is_not_deleted(server: Server) -> None:
     assert (status, answer["message"]) == (400, "Group vision is in use by User zoe")
     assert (await server.ask("DELETE", "/v1/resources/User/zoe"))[0] == 200
     assert (await server.ask("DELETE", "/v1/resources/Group/vision"))[0] == 200
+
+
+async def test_an_image_of_a_registry_that_is_not_allowed_is_refused_where_it_is_named(server: Server) -> None:
+    document = "apiVersion: v1\nkind: Workload\nmetadata: {name: NAME}\nspec: {image: IMAGE}\n"
+    images = {"hub": "ubuntu:24.04", "lab": "registry.lab/team/x", "inside": "10.0.0.1:5000/x", "else": "ghcr.io/x/y"}
+    texts = [document.replace("NAME", name).replace("IMAGE", image) for name, image in images.items()]
+    results = {result["name"]: result for result in await server.apply("---\n".join(texts))}
+    assert [results[name]["outcome"] for name in images] == ["CREATED", "CREATED", "REFUSED", "REFUSED"]
+    problem = results["else"]["problems"][0]
+    assert problem["message"] == "images of ghcr.io may not be used here"
+    assert (problem["line"], problem["nextStep"]) == (19, "images may come from docker.io, registry.lab")

@@ -15,6 +15,7 @@ from pwm.api.v1.identity_pb2 import TokenSpec
 from pwm.api.v1.node_pb2 import Inventory, Node
 from pwm.certificates import SERVER_NAME, Identity, key_pem, new_key, signing_request
 from pwm.controlplane.agentlink import AgentUnreachable
+from pwm.controlplane.dispatcher import relay
 from pwm.controlplane.plane import ControlPlane
 from tests.unit.access.world import World, _token, a_world
 
@@ -151,15 +152,15 @@ async def test_what_is_read_from_a_node_ends_with_its_credentials(agents: Agents
         message = await call.read()
         while message.WhichOneof("message") != "open":
             message = await call.read()
-        relay = agent_pb2_grpc.AgentServiceStub(channel).Relay()
-        await relay.write(RelayRequest(stream_id=message.open.stream_id))
+        serving = agent_pb2_grpc.AgentServiceStub(channel).Relay()
+        await serving.write(RelayRequest(stream_id=message.open.stream_id))
         reading = aiter(await opening)
         await agents.revoke()
         async with asyncio.timeout(WAIT_S):
             with pytest.raises(AgentUnreachable):
                 await anext(reading)
         await asked.__aexit__(None, None, None)
-        relay.cancel()
+        serving.cancel()
 
 
 async def test_a_node_that_joins_anew_ends_what_it_had_before(agents: Agents) -> None:
@@ -261,3 +262,12 @@ async def test_without_tls_a_revoked_node_needs_a_token_by_its_own_name() -> Non
             await server.stop(None)
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
+
+
+async def test_a_call_that_says_nothing_is_ended(agents: Agents, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "FIRST_MESSAGE_S", 0.05)
+    async with agents.dial(await agents.join()) as channel:
+        stub = agent_pb2_grpc.AgentServiceStub(channel)
+        for call in (stub.Session(), stub.Relay()):
+            async with asyncio.timeout(WAIT_S):
+                assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
