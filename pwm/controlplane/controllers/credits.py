@@ -42,6 +42,8 @@ BEAT_S = 2.0
 PERIOD_MS = 10 * 60_000
 # When nothing was used there is nothing to write down.
 IDLE_PERIOD_MS = 60 * 60_000
+# So many starts and ends close them as well: every replica adds them up again for each new figure, in 30 ms.
+MOST_ENTRIES = 10_000
 # How long the books of a week are kept.
 KEPT_WEEKS = 60
 
@@ -89,7 +91,8 @@ class CreditController:
             return await self._close(self._books.policy.week_of(now_ms), now_ms, {}, self._view.revision)
         week = self._books.policy.week_of(opening.at_ms)
         until_ms = min(now_ms, week.end_ms)
-        if until_ms < week.end_ms and until_ms - opening.at_ms < PERIOD_MS:
+        full = len(self._books.entries) >= MOST_ENTRIES and until_ms > opening.at_ms
+        if until_ms < week.end_ms and until_ms - opening.at_ms < PERIOD_MS and not full:
             return False
         revision = self._view.revision
         entries = [entry for entry in self._books.entries if entry.revision <= revision]

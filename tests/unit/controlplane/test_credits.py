@@ -14,6 +14,7 @@ from pwm.api.v1.workload_pb2 import ContainerSpec, ContainerStatus, Workload, Wo
 from pwm.controlplane.books import Books, read_since
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import Commands
+from pwm.controlplane.controllers import credits as credits_controller
 from pwm.controlplane.controllers.credits import IDLE_PERIOD_MS, PERIOD_MS, CreditController
 from pwm.controlplane.core import ledger
 from pwm.controlplane.core.credits import DAY_MS, WEEK_MS, CreditPolicy
@@ -213,6 +214,25 @@ async def test_what_runs_up_is_known_at_once_and_settled_once_by_every_leader(ro
     assert second.books.opening == room.first.books.opening
     assert second.books.opening.at_ms > closed_ms
     assert (second.units(), room.first.units()) == (total, total)
+
+
+async def test_many_short_containers_close_the_books_before_their_time(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(credits_controller, "MOST_ENTRIES", 4)
+    await room.price(1)
+    leader = room.first.leader(await room.fence())
+    await leader.turn()
+    for number in range(2):
+        await room.run(f"short{number}", "GPU-1")
+        room.clock.move(7_000)
+        await leader.turn()
+        assert room.first.books.opening.at_ms == BEGIN_MS, "not yet"
+        await room.end(f"short{number}")
+    await leader.turn()
+    assert room.first.books.opening.at_ms == BEGIN_MS + 14_000
+    assert room.first.books.entries == []
+    assert room.first.units() == units(14_000, 1)
 
 
 async def test_what_ended_and_is_gone_while_nobody_led_is_charged_by_who_comes(room: Room) -> None:
