@@ -104,7 +104,7 @@ def test_the_commands_of_the_page_do_what_it_says(cluster: PwmCluster) -> None:
 def test_the_settings_of_the_page_are_those_of_the_controller(cluster: PwmCluster) -> None:
     told = dict(re.findall(r"^\| .*? \| `--([a-z-]+)` \| (\S+) \|$", PAGE, re.MULTILINE))
     text = cluster.ok("controller", "--help")
-    assert len(told) == 6
+    assert len(told) == 8
     assert [name for name in [*told, "audit-keep"] if f"--{name}" not in text] == []
 
 
