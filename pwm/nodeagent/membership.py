@@ -20,6 +20,7 @@ import os
 import random
 from base64 import b64encode
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -32,7 +33,17 @@ from pwm.api.v1.agent_pb2_grpc import AgentServiceStub
 from pwm.certificates import NODE, Identity, key_pem, new_key, proof, read_key, signing_request
 from pwm.nodeagent.config import AgentConfig, ConfigError
 from pwm.nodeagent.session import CHANNEL_OPTIONS, Channel
-from pwm.trust import SERVER_NAME, Refusal, TrustError, ask, bundle_id, find_authorities, parse_fingerprint, pinned
+from pwm.trust import (
+    SERVER_NAME,
+    Refusal,
+    TrustError,
+    ask,
+    bundle_id,
+    certificates_in,
+    find_authorities,
+    parse_fingerprint,
+    pinned,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -75,6 +86,11 @@ class Membership:
         self._read()
         if self._identity is None or (self._config.join_token and self._has_ended):
             await self._join()
+        elif self._config.join_token and await self._is_elsewhere():
+            raise ConfigError(
+                f"The certificate in {self._dir} is of another cluster than the join token; to join that of the token, "
+                "give another --state-dir, or remove that folder"
+            )
         holder = self.identity.holder
         if holder is None or (holder.role, holder.name) != (NODE, self._config.node):
             whose = holder.name if holder else "nobody"
@@ -82,6 +98,19 @@ class Membership:
                 f"The certificate in {self._dir} is for node {whose}, not for {self._config.node}; remove it to join "
                 "under another name"
             )
+
+    async def _is_elsewhere(self) -> bool:
+        """Whether the token leads to controllers that have no authority which this node believes."""
+        fingerprint = self._fingerprint()
+        if fingerprint in _fingerprints(self._authorities):
+            return False
+        for host, port in self._join_at():
+            try:
+                found = await asyncio.to_thread(find_authorities, host, port, fingerprint)
+            except TrustError:
+                continue  # it is away, or the authority of an old token has been exchanged
+            return not _fingerprints(found) & _fingerprints(self._authorities)
+        return False
 
     @property
     def identity(self) -> Identity:
@@ -108,10 +137,7 @@ class Membership:
                 f"This node has not joined yet: there is no certificate in {self._dir}. An admin makes a token for it "
                 f"with `pwm admin join-token {self._config.node}`; give it in --join-token-file"
             )
-        try:
-            fingerprint = parse_fingerprint(token.removeprefix(JOIN_PREFIX).partition(".")[0])
-        except ValueError:
-            raise ConfigError("This is no join token: one begins with pwmjoin. and a fingerprint") from None
+        fingerprint = self._fingerprint()
         key = self._key_to_join_with()
         body = {"token": token, "node": self._config.node, "signingRequest": signing_request(key)}
         said = ""
@@ -134,6 +160,13 @@ class Membership:
                     log.warning("cannot join yet", why=why)
                     said = why
             await asyncio.sleep(RETRY_S)
+
+    def _fingerprint(self) -> str:
+        """Of the authority that the join token names. Raises ConfigError."""
+        try:
+            return parse_fingerprint(self._config.join_token.removeprefix(JOIN_PREFIX).partition(".")[0])
+        except ValueError:
+            raise ConfigError("This is no join token: one begins with pwmjoin. and a fingerprint") from None
 
     def _key_to_join_with(self) -> EllipticCurvePrivateKey:
         """The one that a join was tried with before, if it was: it may be known with that already."""
@@ -269,6 +302,10 @@ class Membership:
         _write(self._dir / "identity.pem", identity.key + identity.chain)
         self._identity, self._authorities = identity, authorities
         self._authorities_id = bundle_id(authorities)
+
+
+def _fingerprints(bundle: str) -> set[str]:
+    return {sha256(der).hexdigest() for der in certificates_in(bundle)}
 
 
 def _join_one(host: str, port: int, fingerprint: str, body: dict[str, str]) -> dict[str, str]:

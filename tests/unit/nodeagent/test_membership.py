@@ -33,6 +33,11 @@ class Controller:
     instead: list[Exception] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
 
+    def authorities(self, host: str, port: int, fingerprint: str) -> str:
+        if self.instead:
+            raise self.instead.pop(0)
+        return self.issuer.certificate.public_bytes(Encoding.PEM).decode()
+
     def join(self, host: str, port: int, fingerprint: str, body: dict[str, str]) -> dict[str, Any]:
         key = requested_key(body["signingRequest"])
         self.keys.append(key_digest(key))
@@ -47,6 +52,7 @@ class Controller:
 def controller(monkeypatch: pytest.MonkeyPatch) -> Controller:
     made = Controller()
     monkeypatch.setattr(membership, "_join_one", made.join)
+    monkeypatch.setattr(membership, "find_authorities", made.authorities)
     monkeypatch.setattr(membership, "RETRY_S", 0.001)
     return made
 
@@ -131,3 +137,18 @@ async def test_a_token_that_does_not_help_stops_nothing(
     assert not running.done()
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_token_of_another_cluster_is_said_and_nothing_is_touched(
+    controller: Controller, an_agent: Callable[[], Membership], tmp_path: Path
+) -> None:
+    await an_agent().open()
+    before = (tmp_path / "tls" / "identity.pem").read_bytes()
+    await an_agent().open()
+    controller.issuer = new_issuer(1, now_ms=now_ms())
+    controller.instead = [TrustError("is away")]
+    await an_agent().open()
+    with pytest.raises(ConfigError, match="of another cluster than the join token"):
+        await an_agent().open()
+    assert (tmp_path / "tls" / "identity.pem").read_bytes() == before
+    assert len(controller.keys) == 1
