@@ -45,9 +45,12 @@ def changes_that_help(survey: Survey, *, together: int, possible: bool) -> list[
         found.append(Change(f"set gang to false to start {room} of {together} now", (("gang", ""),)))
     elif stage >= Stage.READY and not possible and together > 1:
         found.append(Change("set gang to false to start replicas one by one", (("gang", ""),), at_once=False))
-    # Nobody knows yet what a node has that has not joined: one that does may be waited for.
-    unknown = stage == Stage.READY and together == 1
-    later = _wait(survey) if possible or unknown else None if found else _shrink(survey)
+    if possible:
+        later = _wait(survey)
+    elif stage == Stage.READY and together == 1 and (unknown := survey.not_joined()):
+        later = _wait_for(survey, unknown[0])
+    else:
+        later = None if found else _shrink(survey)
     return [*found, later] if later else found
 
 
@@ -203,7 +206,7 @@ def _wait(survey: Survey) -> Change | None:
     row = survey.closest(stage)
     name = survey.table.names[row]
     if stage in (Stage.READY, Stage.DRIVER_READY):
-        return Change(f"wait for {name}, which {survey.refusal(row).sentence}", at_once=False)
+        return _wait_for(survey, row)
     if stage == Stage.RESERVED:
         return Change(f"wait for {survey.scratch.reservations[row].whom}, to start on {name}", at_once=False)
     gpus, cpu, memory = survey.short(row)
@@ -216,6 +219,10 @@ def _wait(survey: Survey) -> Change | None:
     holders = _holders(survey, row, gpus, cpu, memory)
     held = f" held by {listed(holders)}" if holders else ""
     return Change(f"wait for {amount}{held} on {name}", at_once=False, holders=tuple(holders))
+
+
+def _wait_for(survey: Survey, row: int) -> Change:
+    return Change(f"wait for {survey.table.names[row]}, which {survey.refusal(row).sentence}", at_once=False)
 
 
 def _holders(survey: Survey, row: int, gpus: int, cpu: int, memory: int) -> list[str]:

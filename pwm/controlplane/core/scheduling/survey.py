@@ -57,6 +57,10 @@ class Survey:
         there: list[int] = self.rows[self.stages[self.rows] == stage].tolist()
         return there
 
+    def not_joined(self) -> list[int]:
+        """Rows that are asked for, and of which nobody knows yet what they have."""
+        return [row for row in self.at(Stage.READY) if not self.table.cores[row]]
+
     def closest(self, stage: Stage) -> int:
         """Of the rows that came to this stage the one that is short of the least: GPUs first, then CPU, then memory."""
         rows = np.array(self.at(stage))
