@@ -13,5 +13,9 @@ pytest_plugins = [
 
 
 def pytest_configure() -> None:
-    """Who ends the run with SIGTERM leaves nothing behind either."""
+    """Who ends the run with SIGTERM leaves nothing behind either; and what is started can be interrupted.
+
+    A shell lets its background jobs ignore SIGINT, and so would all their children.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -18,7 +18,7 @@ START_LIMIT_S = 90.0
 STOP_LIMIT_S = 60.0
 COMMAND_LIMIT_S = 60.0
 # It is sent away, not waited for.
-WATCHDOG_LIMIT_S = 0.5
+WATCHDOG_LIMIT_S = 10.0
 POLL_S = 0.05
 
 
