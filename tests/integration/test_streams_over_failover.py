@@ -357,6 +357,17 @@ def assert_no_state_twice(watch: Follower) -> None:
 # --- commands whose answer is lost ----------------------------------------------------------------
 
 
+def _message(source: socket.socket) -> bytes:
+    """A whole request or answer; b"" when the other side has gone before it was."""
+    message = b""
+    while b"\r\n\r\n" not in message or len(message) < _whole(message):
+        more = source.recv(1 << 20)
+        if not more:
+            return b""
+        message += more
+    return message
+
+
 class AnswerThief:
     """A way to a controller on which the answer of one request is lost: it was carried out, and nobody hears of it."""
 
@@ -383,13 +394,9 @@ class AnswerThief:
 
     def _pass(self, client: socket.socket, server: socket.socket) -> None:
         """One request, whole, and its answer, unless that is to be lost."""
-        while request := client.recv(1 << 20):
-            while b"\r\n\r\n" not in request or len(request) < _whole(request):
-                request += client.recv(1 << 20)
+        while request := _message(client):
             server.sendall(request)
-            answer = server.recv(1 << 20)
-            while b"\r\n\r\n" not in answer or len(answer) < _whole(answer):
-                answer += server.recv(1 << 20)
+            answer = _message(server)
             if request.startswith(self._of):
                 self.stolen += 1
                 return
