@@ -2,8 +2,8 @@
 
 Nearly all that a controller drops is freed at once, by reference counts. What is left for the collector are cycles,
 and it finds them by walking through everything that is alive: with 5,000 agents it walked through half a million
-objects every seven seconds, for 0.7 s in which nothing else happened, and found nothing. That was a third of all
-processor time, and long enough for etcd to seem out of reach.
+objects every seven seconds, for half a second and more in which nothing else happened, and found nothing. That was a
+fifth of all processor time, and on a busy machine long enough for etcd to seem out of reach.
 
 So what has survived a search is *settled*: it is not looked at again until, once an hour, everything is. A search then
 walks only through what has been made in the seconds before. Cycles among what was settled are freed within an hour.

@@ -20,7 +20,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from pwm.api.v1 import services_pb2
 from pwm.controlplane.agents import Agents
 from pwm.controlplane.audit import Audit, AuditLog
-from pwm.controlplane.auth import Authenticator, Authorizer
+from pwm.controlplane.auth import Authenticator, Authorizer, Principal
 from pwm.controlplane.books import Books
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.cluster_key import ClusterKey
@@ -34,7 +34,6 @@ from pwm.controlplane.controllers.notices import NoticeController
 from pwm.controlplane.controllers.secrets import keep_sealed
 from pwm.controlplane.controllers.tokens import forget_tokens
 from pwm.controlplane.controllers.workloads import WorkloadController
-from pwm.controlplane.core.authz import may
 from pwm.controlplane.core.credits import DEFAULT_POLICY, CreditPolicy
 from pwm.controlplane.core.idle import DEFAULT_POLICY as IDLE_POLICY
 from pwm.controlplane.core.idle import IdlePolicy
@@ -313,8 +312,7 @@ class ControlPlane:
 
     def _may_read_output(self, user: str, group: str) -> bool:
         """Whether `pwm logs` would show a user the output of a group's workloads."""
-        state = self.view.by_name("User", user)
-        return state is not None and may(state, self.authorizer.roles, verb="logs", kind="Workload", group=group)
+        return self.authorizer.may(Principal(user=self.view.by_name("User", user)), "logs", "Workload", group)
 
     # ---- scheduling's accounting, in step with the view
 

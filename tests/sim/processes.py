@@ -6,6 +6,7 @@ what the old one had written down and nothing else.
 
 import asyncio
 import random
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,7 +67,7 @@ class SimClock(Clock):
         return self._rng.getrandbits(32)
 
 
-class Program:
+class Program(ABC):
     """Something on a host that can be started, stopped, killed and frozen. `life` counts its starts."""
 
     def __init__(self, network: Network, host: Host, name: str) -> None:
@@ -108,8 +109,8 @@ class Program:
 
         self._main.add_done_callback(over)
 
-    async def _run(self, stop: asyncio.Event) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def _run(self, stop: asyncio.Event) -> None: ...
 
     async def _until(self, stop: asyncio.Event, *work: Coroutine[Any, Any, None]) -> None:
         """Do the work until told to stop."""

@@ -8,6 +8,7 @@ when its client goes away.
 """
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
@@ -181,7 +182,7 @@ class Channel:
             call.over(Code.UNAVAILABLE, why)
 
 
-class _ClientCall:
+class _ClientCall(ABC):
     """What both shapes of calls share. `peer` is the server's side, once it exists."""
 
     def __init__(
@@ -228,11 +229,11 @@ class _ClientCall:
             self._channel.forget(self)
         self._ended(code, details)
 
-    def _ended(self, code: Code, details: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _ended(self, code: Code, details: str) -> None: ...
 
-    def received(self, payload: bytes) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def received(self, payload: bytes) -> None: ...
 
     def _too_late(self) -> None:
         self._abandon(Code.DEADLINE_EXCEEDED, "Deadline Exceeded")

@@ -42,7 +42,7 @@ BEAT_S = 2.0
 PERIOD_MS = 10 * 60_000
 # When nothing was used there is nothing to write down.
 IDLE_PERIOD_MS = 60 * 60_000
-# So many starts and ends close them as well: every replica adds them up again for each new figure, in 15 ms.
+# So many starts and ends close them as well: every replica adds them up again for each new figure, in 20 ms.
 MOST_ENTRIES = 5_000
 # How long the books of a week are kept.
 KEPT_WEEKS = 60

@@ -42,18 +42,17 @@ class LastWords:
 
     async def deliver(self, letters: Sequence[PendingNotice]) -> list[str]:
         """What went wrong with each; "" where nothing did."""
-        wanted = {
-            (letter.node, letter.container_uid)
-            for letter in letters
-            if letter.container_uid and self._may_read(letter.user, letter.about_group)
-        }
-        said = dict(zip(wanted, await asyncio.gather(*(self._of(*whose) for whose in wanted)), strict=True))
-        whole = []
-        for letter in letters:
-            allowed = letter.container_uid and self._may_read(letter.user, letter.about_group)
-            words = said.get((letter.node, letter.container_uid), "") if allowed else ""
-            whole.append(with_words(letter, words) if words else letter)
-        return await self._sender.deliver(whole)
+        whose = [self._source(letter) for letter in letters]
+        wanted = set(filter(None, whose))
+        said = dict(zip(wanted, await asyncio.gather(*(self._of(*source) for source in wanted)), strict=True))
+        words = [said[source] if source else "" for source in whose]
+        return await self._sender.deliver([with_words(*pair) for pair in zip(letters, words, strict=True)])
+
+    def _source(self, letter: PendingNotice) -> tuple[str, str] | None:
+        """The node and the container whose output goes with the letter; None: none does."""
+        if not letter.container_uid or not self._may_read(letter.user, letter.about_group):
+            return None
+        return letter.node, letter.container_uid
 
     async def _of(self, node: str, container_uid: str) -> str:
         data = bytearray()
@@ -88,6 +87,8 @@ def readable(data: bytes) -> str:
 
 
 def with_words(letter: PendingNotice, words: str) -> PendingNotice:
+    if not words:
+        return letter
     whole = PendingNotice()
     whole.CopyFrom(letter)
     indented = "\n".join(f"    {line}".rstrip() for line in words.splitlines())

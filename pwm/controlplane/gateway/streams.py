@@ -203,7 +203,7 @@ class _Buffer:
             self.filled.set()
 
     async def _pass_on(self, data: bytes) -> bool:
-        """Past the writer, which sleeps: to wake it for each message would take a fifth of telling a change."""
+        """Past the writer, which sleeps: to wake it for each message would take a tenth of telling a change."""
         if self.pass_on is None or self._parts or self._passed_on or not await self.pass_on(data):
             return False
         self._passed_on = True

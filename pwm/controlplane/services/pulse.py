@@ -38,7 +38,7 @@ class Pulse:
         timer: asyncio.TimerHandle
 
         def look() -> None:
-            # Again and again, instead of a time limit for each wait: that would cost a quarter of telling a change.
+            # Again and again, instead of a time limit for each wait: that costs as much as a task switch.
             nonlocal timer
             subscription.nudge()
             timer = loop.call_later(look_s, look)
