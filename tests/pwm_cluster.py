@@ -23,6 +23,7 @@ from pwm.etcd_process import EtcdProcess, free_port
 from pwm.nodeagent.secret_files import usual_places
 from tests.docker_engine import DockerEngine
 from tests.etcd_server import require_etcd
+from tests.patience import PATIENCE_S
 from tests.watchdogs import end_watchdogs
 
 T = TypeVar("T")
@@ -237,7 +238,7 @@ class PwmCluster:
         listed = json.loads(self.ok("get", "c", "-o", "json"))
         return [c for c in listed if c["spec"]["workload"] == workload]
 
-    def until(self, name: str, phase: str, *, limit_s: float = 30.0) -> None:
+    def until(self, name: str, phase: str, *, limit_s: float = PATIENCE_S) -> None:
         eventually(
             lambda: self.phase(name) == phase,
             lambda: f"{name} is {phase}: {self.pwm('why', 'wk', name).out}",
@@ -273,7 +274,7 @@ def manifest(
     return json.dumps(document) + "\n---\n"
 
 
-def eventually(condition: Callable[[], T], what: "str | Callable[[], str]", *, limit_s: float = 20.0) -> T:
+def eventually(condition: Callable[[], T], what: "str | Callable[[], str]", *, limit_s: float = PATIENCE_S) -> T:
     """Wait until `condition` holds; fail with `what` was waited for."""
     deadline = time.monotonic() + limit_s
     while True:

@@ -13,6 +13,7 @@ from pwm.controlplane.store.eventstore import (
     StreamId,
     StreamWrite,
 )
+from tests.patience import PATIENCE_S
 
 _commit_numbers = itertools.count(1)
 
@@ -71,7 +72,7 @@ class Seen:
                     self.marks += not change_set.events
                     self._grown.notify_all()
 
-    async def until(self, condition: Callable[[], bool], *, within_s: float = 10.0) -> None:
+    async def until(self, condition: Callable[[], bool], *, within_s: float = PATIENCE_S) -> None:
         async with asyncio.timeout(within_s), self._grown:
             await self._grown.wait_for(condition)
 

@@ -13,6 +13,7 @@ from pwm.controlplane.store.eventstore import EventStore, StreamId
 from pwm.controlplane.store.leases import Lease
 from tests.contract.decisions import all_heads, birth, change, commit, following, head_of, stream
 from tests.etcd_server import EtcdCluster
+from tests.patience import PATIENCE_S
 
 pytestmark = [pytest.mark.etcd, pytest.mark.slow]
 
@@ -93,24 +94,24 @@ async def test_a_fault_of_one_member_loses_and_doubles_nothing(
         async with asyncio.TaskGroup() as writers:
             for ledger in ledgers:
                 writers.create_task(write_until(stop, store, ledger))
-            await seen.until(lambda: written() > 200, within_s=30)
+            await seen.until(lambda: written() > 200)
             if "kill" in fault:
                 etcd_cluster.kill(victim)
             else:
                 etcd_cluster.freeze(victim)
             before = written()
-            await seen.until(lambda: written() > before + 400, within_s=30)
+            await seen.until(lambda: written() > before + 400)
             if "kill" in fault:
                 await asyncio.to_thread(etcd_cluster.restart, victim)
             else:
                 etcd_cluster.thaw(victim)
             before = written()
-            await seen.until(lambda: written() > before + 200, within_s=30)
+            await seen.until(lambda: written() > before + 200)
             stop.set()
         last = max(max(ledger.acknowledged.values()) for ledger in ledgers)
         # One more event tells that everything before it has been delivered.
         end = await store.append(commit(birth(stream("end"), b"end")))
-        await seen.until(lambda: seen.revision >= max(last, end), within_s=30)
+        await seen.until(lambda: seen.revision >= max(last, end))
     followed = Counter(event.event for event in seen.events)
     assert followed.pop(b"end") == 1
     places = [(e.revision, e.position) for e in seen.events]
@@ -131,7 +132,7 @@ async def test_without_a_quorum_a_write_is_refused_in_time_and_works_again_after
     assert isinstance(refusal.value, errors.Unavailable | errors.Ambiguous)
     assert loop.time() - asked < 4.5
     await asyncio.gather(*(asyncio.to_thread(etcd_cluster.restart, name) for name in ("a", "b")))
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             try:
                 await store.append(commit(birth(stream("after"))))

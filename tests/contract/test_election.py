@@ -14,6 +14,7 @@ from pwm.controlplane.store.kv import KV
 from pwm.controlplane.store.leases import Lease
 from pwm.controlplane.store.registry import REPLICAS, SESSIONS, Registry
 from tests.contract.decisions import birth, commit, stream
+from tests.patience import PATIENCE_S
 
 A, B = stream("a"), stream("b")
 
@@ -21,7 +22,7 @@ A, B = stream("a"), stream("b")
 @asynccontextmanager
 async def campaigning(kv: KV, keys: Keys, replica: str) -> AsyncIterator["asyncio.Task[Leadership]"]:
     """A candidate; whatever comes of it is given up at the end."""
-    election = Election(kv, "zone", replica, value=replica.encode, keys=keys, lease_s=2)
+    election = Election(kv, "zone", replica, value=replica.encode, keys=keys, lease_s=6)
     task = asyncio.get_running_loop().create_task(election.campaign())
     try:
         yield task
@@ -49,7 +50,7 @@ async def test_the_next_candidate_leads_once_the_leader_resigns(kv: KV, keys: Ke
             done, _ = await asyncio.wait({second}, timeout=0.3)
             assert not done
             await old.resign()
-            async with asyncio.timeout(1.5):  # at once, not when a lease ends
+            async with asyncio.timeout(5):  # at once, not when a lease ends
                 new = await second
             assert old.lost.is_set()
             assert new.fence.create_revision != old.fence.create_revision
@@ -71,12 +72,12 @@ async def test_a_deposed_leaders_write_is_refused_and_the_new_leaders_is_not(
                 await store.append(commit(birth(B), guards=(old.fence,)))
             assert await store.head(B) is None
             await store.append(commit(birth(B), guards=(new.fence,)))
-            async with asyncio.timeout(3):
+            async with asyncio.timeout(PATIENCE_S):
                 await old.lost.wait()
 
 
 async def test_roles_have_leaders_of_their_own(kv: KV, keys: Keys) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         won = [await Election(kv, role, "r", keys=keys).campaign() for role in ("zone-a", "chores")]
         assert set(await leaders(kv, keys)) == {"zone-a", "chores"}
     for leadership in won:
@@ -84,10 +85,10 @@ async def test_roles_have_leaders_of_their_own(kv: KV, keys: Keys) -> None:
 
 
 async def test_a_lease_outlives_its_time_while_it_is_kept(kv: KV, keys: Keys) -> None:
-    async with Lease(kv, ttl_s=2) as lease:
+    async with Lease(kv, ttl_s=4) as lease:
         await kv.put(keys.presence("replica", "x"), b"", lease=lease.id)
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(3.5):
+            async with asyncio.timeout(5.5):
                 await lease.lost.wait()
         assert (await kv.range(keys.presence("replica", "x"))).kvs
     assert lease.lost.is_set()
@@ -97,7 +98,7 @@ async def test_a_lease_outlives_its_time_while_it_is_kept(kv: KV, keys: Keys) ->
 async def test_a_lease_notices_that_it_was_revoked(kv: KV) -> None:
     async with Lease(kv, ttl_s=2) as lease:
         await kv.revoke_lease(lease.id)
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(PATIENCE_S):
             await lease.lost.wait()
 
 
@@ -118,7 +119,11 @@ async def test_sessions_have_growing_epochs_and_the_old_one_is_fenced(kv: KV, ke
 
 
 async def test_a_session_that_came_and_went_unseen_is_no_silence(kv: KV, keys: Keys, store: EventStore) -> None:
-    async with Registry(kv, keys=keys) as observer, asyncio.timeout(10), aclosing(observer.follow(SESSIONS)) as sights:
+    async with (
+        Registry(kv, keys=keys) as observer,
+        asyncio.timeout(PATIENCE_S),
+        aclosing(observer.follow(SESSIONS)) as sights,
+    ):
         async with Registry(kv, keys=keys) as holder:
             await holder.put(SESSIONS, "n1", b"r1")
             while "n1" not in await anext(sights):
@@ -133,7 +138,7 @@ async def test_a_session_that_came_and_went_unseen_is_no_silence(kv: KV, keys: K
         for heard in (never, since):
             with pytest.raises(errors.GuardFailed):
                 await store.append(commit(birth(B), guards=(heard,)))
-    async with Registry(kv, keys=keys) as late, asyncio.timeout(10), aclosing(late.follow(SESSIONS)) as sights:
+    async with Registry(kv, keys=keys) as late, asyncio.timeout(PATIENCE_S), aclosing(late.follow(SESSIONS)) as sights:
         sight = await anext(sights)
         assert (dict(sight), sorted(sight.epochs)) == ({}, ["n1", "n2"]), "also who came later knows since when"
         known = [late.unheard_since(node, sight.epochs[node]) for node in ("n1", "n2")]
@@ -141,7 +146,7 @@ async def test_a_session_that_came_and_went_unseen_is_no_silence(kv: KV, keys: K
 
 
 async def test_observers_see_who_comes_and_who_goes(kv: KV, keys: Keys) -> None:
-    async with Registry(kv, keys=keys) as mine, asyncio.timeout(10):
+    async with Registry(kv, keys=keys) as mine, asyncio.timeout(PATIENCE_S):
         await mine.put(REPLICAS, "r1", b"address 1")
         async with aclosing(mine.follow(REPLICAS)) as sights:
             assert await anext(sights) == {"r1": b"address 1"}
@@ -153,7 +158,7 @@ async def test_observers_see_who_comes_and_who_goes(kv: KV, keys: Keys) -> None:
 
 
 async def test_a_lost_registry_says_so_and_can_be_filled_again(kv: KV, keys: Keys) -> None:
-    async with Registry(kv, keys=keys, lease_s=2) as registry, asyncio.timeout(10):
+    async with Registry(kv, keys=keys, lease_s=2) as registry, asyncio.timeout(PATIENCE_S):
         await registry.put(REPLICAS, "r1", b"first")
         (held,) = (await kv.range(keys.presence(REPLICAS, "r1"))).kvs
         await kv.revoke_lease(held.lease)
@@ -163,7 +168,11 @@ async def test_a_lost_registry_says_so_and_can_be_filled_again(kv: KV, keys: Key
 
 
 async def test_an_observer_survives_compaction(kv: KV, keys: Keys) -> None:
-    async with Registry(kv, keys=keys) as registry, asyncio.timeout(10), aclosing(registry.follow(REPLICAS)) as sights:
+    async with (
+        Registry(kv, keys=keys) as registry,
+        asyncio.timeout(PATIENCE_S),
+        aclosing(registry.follow(REPLICAS)) as sights,
+    ):
         assert await anext(sights) == {}
         await registry.put(REPLICAS, "r1", b"")
         await kv.delete(keys.presence(REPLICAS, "r1"))

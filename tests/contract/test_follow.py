@@ -12,6 +12,7 @@ from pwm.controlplane.store.eventstore import EventStore
 from pwm.controlplane.store.keys import Keys
 from pwm.controlplane.store.kv import KV, WatchBatch
 from tests.contract.decisions import Seen, all_heads, birth, change, commit, following, head_of, stream
+from tests.patience import PATIENCE_S
 
 A, B = stream("a"), stream("b")
 
@@ -142,7 +143,7 @@ async def test_a_watch_that_goes_deaf_is_found_out(kv: KV, keys: Keys) -> None:
 
 
 async def _expect_missed(store: EventStore, seen: Seen, after_revision: int) -> tuple[object, ...]:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         with pytest.raises(errors.Missed) as refusal:
             await seen.take(store, after_revision)
     return refusal.value.streams

@@ -8,6 +8,7 @@ import pytest
 from pwm.controlplane.store import errors
 from pwm.controlplane.store.keys import Keys
 from pwm.controlplane.store.kv import KV, Compare, Delete, KeyValue, Put, Read, Target, WatchEvent, prefix_end
+from tests.patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ async def watched(kv: KV, prefix: bytes, start_revision: int, count: int, *, del
     """The first `count` events of a watch."""
     events: list[WatchEvent] = []
     watch = kv.watch(prefix, prefix_end(prefix), start_revision=start_revision, deletes=deletes)
-    async with asyncio.timeout(10), aclosing(watch) as batches:
+    async with asyncio.timeout(PATIENCE_S), aclosing(watch) as batches:
         async for batch in batches:
             events += batch.events
             if len(events) >= count:
@@ -205,7 +206,7 @@ async def test_a_watch_of_the_future_waits_for_it(kv: KV, prefix: bytes) -> None
 async def test_a_quiet_watch_gives_marks_that_do_not_run_ahead(kv: KV, prefix: bytes) -> None:
     now = await kv.put(prefix + b"a", b"1")
     watch = kv.watch(prefix, prefix_end(prefix), start_revision=now + 1)
-    async with asyncio.timeout(15), aclosing(watch) as batches:
+    async with asyncio.timeout(PATIENCE_S), aclosing(watch) as batches:
         batch = await anext(batches)
     assert (batch.events, batch.revision) == ([], now)
 

@@ -19,6 +19,7 @@ from pwm.controlplane.store.kv import KV, Page, Put
 from pwm.controlplane.store.lineage import Lineage
 from pwm.controlplane.store.memory import MemoryKV
 from tests.contract.decisions import birth, change, commit, following, head_of, stream
+from tests.patience import PATIENCE_S
 
 KEYS = Keys(b"/test/")
 A, B = stream("a"), stream("b")
@@ -134,7 +135,7 @@ async def test_a_store_that_went_back_is_noticed_although_new_writes_have_passed
     async with EventStore(GuardedKV(lineage), keys=KEYS) as store:
         async with following(store, (await old.range(b"\0")).revision) as seen:
             revision = await store.append(commit(birth(B)))
-            await seen.until(lambda: seen.revision >= revision, within_s=5)
+            await seen.until(lambda: seen.revision >= revision)
         fresh = lineage_of(old, "r2")
         await write(fresh, times=10)
         kv.exchange(old)
@@ -164,7 +165,7 @@ async def test_a_leader_is_taken_down_with_the_flag_and_nobody_else_is_elected(
         with pytest.raises(errors.StoreInDoubt):
             await store.append(commit(birth(B), guards=(term.fence,)))
     with pytest.raises(errors.StoreInDoubt):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             await GuardedKV(fresh).grant_lease(3)
     assert (await old.range(KEYS.leader("role"))).kvs == []
     await term.resign()
@@ -265,7 +266,7 @@ async def test_an_agent_that_was_told_of_an_event_that_is_not_there_is_believed(
         following(store, (await old.range(b"\0")).revision) as seen,
     ):
         revision = await store.append(commit(birth(B)))
-        await seen.until(lambda: seen.revision >= revision, within_s=5)
+        await seen.until(lambda: seen.revision >= revision)
         lineage.testify(revision, told)
     await lineage.witness(node="n1", position=told)
     assert lineage.doubt is None

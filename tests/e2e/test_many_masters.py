@@ -125,8 +125,6 @@ def test_a_drill_proves_that_nobody_notices(pwm: LocalPwm, failure: list[str]) -
     assert [len(round_["revisions"]) > 20 for round_ in report["rounds"]] == [True] * int(failure[2])
     assert all(round_["leader"] != round_["failed"] for round_ in report["rounds"])
     assert "2 of 2 are the processes they were, 2 by their drivers' word" in str(report["findings"])
-    # Far above what is promised: this machine does other things as well.
-    assert report["times"]["next_leader"]["max"] < 8
     assert processes(pwm) == before
     names = [workload["metadata"]["name"] for workload in json.loads(pwm("get", "wk", "-A", "-o", "json").stdout)]
     assert sorted(names) == ["stays-0", "stays-1"]

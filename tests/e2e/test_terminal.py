@@ -21,11 +21,11 @@ import pytest
 
 from tests.docker_engine import DockerEngine
 from tests.e2e.local_pwm import LocalPwm, pwm_up, wait_until
+from tests.patience import PATIENCE_S
 
 pytestmark = [pytest.mark.docker, pytest.mark.etcd]
 
 ROOT = Path(__file__).resolve().parents[2]
-WAIT_S = 30.0
 POLL_S = 0.1
 # Other clusters on the same engine may have workloads of ordinary names.
 OWN = f"t{os.getpid()}"
@@ -65,7 +65,7 @@ class Terminal:
 
     def wait_for(self, pattern: str) -> None:
         """Reads until the pattern has come behind what was waited for before."""
-        deadline = time.monotonic() + WAIT_S
+        deadline = time.monotonic() + PATIENCE_S
         while not (found := re.search(pattern.encode(), self.screen)):
             assert time.monotonic() < deadline, f"{pattern} did not come: {self.screen!r}"
             if not select.select([self.master], [], [], POLL_S)[0]:
@@ -78,7 +78,7 @@ class Terminal:
 
     def expect_end(self, code: int) -> None:
         """The program ends by itself with this exit code."""
-        ended = self.process.wait(WAIT_S)
+        ended = self.process.wait(PATIENCE_S)
         os.set_blocking(self.master, False)
         with suppress(OSError):  # nothing more was printed
             self.screen += os.read(self.master, 65536)
@@ -98,7 +98,7 @@ def terminal(pwm: LocalPwm, *words: str) -> Iterator[Terminal]:
     )  # fmt: skip
     try:
         yield Terminal(process, master)
-        process.wait(WAIT_S)
+        process.wait(PATIENCE_S)
         assert termios.tcgetattr(slave) == before, "the terminal did not get its settings back"
     finally:
         process.kill()
@@ -172,7 +172,7 @@ def test_following_survives_a_killed_controller_without_gap_or_repeat(pwm: Local
         assert follower.stdout is not None
         lines = [follower.stdout.readline() for _ in range(10)]
         os.kill(pwm.child("controller"), signal.SIGKILL)
-        rest, noted = follower.communicate(timeout=WAIT_S * 2)
+        rest, noted = follower.communicate(timeout=PATIENCE_S * 2)
         assert follower.returncode == 0, noted
     assert b"".join(lines) + rest == b"".join(b"%d\n" % n for n in range(1, 121))
     pwm.wait_for_phase(name, "EXITED")
@@ -240,14 +240,14 @@ def test_top_shows_the_machine_and_the_workload(
         return subprocess.run([*tmux, "capture-pane", "-p"], check=True, capture_output=True, text=True).stdout
 
     expected = ("pwm top", "1 of 1 nodes ready", "Nodes 1", "Workloads", "READY", "RUNNING", "CPU", "MEM", sleeper)
-    wait_until(lambda: all(word in screen() for word in expected), "top does not show everything", limit_s=WAIT_S)
+    wait_until(lambda: all(word in screen() for word in expected), "top does not show everything", limit_s=PATIENCE_S)
     text = screen()
     assert max(map(len, text.splitlines())) <= size[0]
 
     def press(*keys: str, then: str) -> None:
         """Presses keys; what comes next waits for the screen, as a person does."""
         subprocess.run([*tmux, "send-keys", *keys], check=True)
-        wait_until(lambda: then in screen(), f"{keys} did not lead to {then!r}", limit_s=WAIT_S)
+        wait_until(lambda: then in screen(), f"{keys} did not lead to {then!r}", limit_s=PATIENCE_S)
 
     press("/", then="only rows with this text")
     press(*sleeper, then=f"· /{sleeper}")

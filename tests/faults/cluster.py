@@ -25,7 +25,7 @@ from tests.watchdogs import end_watchdogs
 T = TypeVar("T")
 
 ETCD_PORT, PEER_PORT, HTTP_PORT, AGENT_PORT = 2379, 2380, 4700, 4701
-START_LIMIT_S = 60.0
+START_LIMIT_S = 120.0
 # Shorter than the defaults, so that a loss can be waited for; longer than any cut that is to be survived.
 NODE_GRACE_S, LOST_AFTER_S = 5.0, 15.0
 QUOTA_BYTES = 256 << 20
@@ -222,7 +222,7 @@ class FaultCluster:
         return connected
 
 
-async def get(url: str, *, token: str = "", timeout_s: float = 2.0) -> dict[str, Any] | None:
+async def get(url: str, *, token: str = "", timeout_s: float = 10.0) -> dict[str, Any] | None:
     """JSON of a GET; None when there is no good answer."""
 
     def fetch() -> dict[str, Any] | None:

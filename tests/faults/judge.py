@@ -24,7 +24,7 @@ from tests.faults.ledger import Books
 from tests.sim.checker import Checker
 
 KEYS = Keys()
-EVENT_LIMIT_S = 60.0
+EVENT_LIMIT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from tests.faults.network import Host
 
 ZONE = "zone/default"
 LEASE_S = 3.0
-# A takeover that takes longer has failed.
-LIMIT_S = 30.0
+# What takes longer has failed; how long it took is in the figures.
+LIMIT_S = 120.0
 # Between two faults, so that each meets a cluster that has settled.
 CALM_S = 0.5
 
@@ -45,10 +45,13 @@ class Scene:
         return [each for each in self.cluster.controllers if each is not host]
 
     async def etcd_leader(self) -> Host:
-        for host, member in (await self.putter.members(self.cluster.etcds)).items():
-            if member.leader:
-                return host
-        raise AssertionError("etcd has no leader")
+        async def leading() -> Host | None:
+            members = await self.putter.members(self.cluster.etcds)
+            return next((host for host, member in members.items() if member.leader), None)
+
+        leader = await until(leading, "etcd has a leader")
+        assert leader is not None
+        return leader
 
     async def begin_workload(self, *, command: Sequence[str] = ("true",), cpu: str = "10m", **spec: Any) -> str:
         """A workload for the next leader to place. Applied, from now on, at whatever controller lives."""

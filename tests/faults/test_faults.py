@@ -14,7 +14,7 @@ from tests.docker_engine import why_no_dockerd
 ROOT = Path(__file__).parents[2]
 # Of the counts of a full run.
 SHARE = os.environ.get("PWM_FAULTS_SHARE", "0.1")
-LIMIT_S = 1500
+LIMIT_S = 2400
 STOP_LIMIT_S = 60
 
 

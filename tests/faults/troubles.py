@@ -24,9 +24,9 @@ from tests.faults.scenarios import LIMIT_S, Figures, Scene, writes_go_on
 DAY_S = 86_400
 JUNK = b"/faults/junk"
 JUNK_BYTES = 1 << 20
-SPACE_LIMIT_S = 90.0
+SPACE_LIMIT_S = 180.0
 WATCHERS = 10_000
-WATCHER_LIMIT_S = 60.0
+WATCHER_LIMIT_S = 120.0
 
 
 # ---- nodes

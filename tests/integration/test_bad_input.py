@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE_S
 from tests.pwm_cluster import PwmCluster, Result, eventually, manifest
 
 pytestmark = [pytest.mark.etcd, pytest.mark.docker]
 
 DONE, FAILED, USAGE, NOT_FOUND, CONFLICT, REFUSED, NO_SERVER, TIMED_OUT = range(8)
 # Long: nobody should wait for an answer to nonsense; short enough that a hang fails the test.
-ANSWER_LIMIT_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def test_a_bad_document_is_refused_in_a_sentence_and_the_others_go_on(
     files[1].write_text(bad.text)
     files[2].write_text(volume("after", label))
     before = versions(cluster)
-    result = cluster.pwm("apply", "-f", str(tmp_path), timeout_s=ANSWER_LIMIT_S)
+    result = cluster.pwm("apply", "-f", str(tmp_path), timeout_s=PATIENCE_S)
     said = refusal(result, code=bad.code)
     assert f"error: {files[1]}:{bad.place}: " in said, said
     assert bad.sentence in said, said
@@ -238,7 +238,7 @@ def test_an_image_that_does_not_exist_ends_the_workload_with_the_reason(cluster:
         assert any(code in why for code in ("REGISTRY_UNREACHABLE", "IMAGE_NOT_PRESENT", "PULL_FAILED")), why
         # It never printed: nothing to show is no error, and following ends.
         for arguments in ((), ("-f",)):
-            logs = cluster.pwm("logs", "wk", "noimage", *arguments, timeout_s=ANSWER_LIMIT_S)
+            logs = cluster.pwm("logs", "wk", "noimage", *arguments, timeout_s=PATIENCE_S)
             assert logs.out == ""
             assert "not kept any more" not in logs.err, logs.err
             assert logs.code == DONE, logs.err
@@ -310,7 +310,7 @@ def test_without_a_server_the_address_is_named(cluster: PwmCluster) -> None:
     ],
 )
 def test_a_workload_that_does_not_exist_is_not_found(cluster: PwmCluster, arguments: tuple[str, ...]) -> None:
-    said = refusal(cluster.pwm(*arguments, timeout_s=ANSWER_LIMIT_S), code=NOT_FOUND)
+    said = refusal(cluster.pwm(*arguments, timeout_s=PATIENCE_S), code=NOT_FOUND)
     assert "there is no" in said
     assert "nosuch" in said
     assert "what there is" in said
@@ -345,7 +345,7 @@ def test_waiting_ends_at_its_time_limit(cluster: PwmCluster) -> None:
     try:
         said = refusal(cluster.pwm("apply", "-f", "-", "--wait", "--timeout", "1s", input=text), code=TIMED_OUT)
         assert "not running within 1 s: waits" in said
-        assert 1.0 <= time.monotonic() - begun < ANSWER_LIMIT_S
+        assert 1.0 <= time.monotonic() - begun < PATIENCE_S
     finally:
         cluster.pwm("delete", "wk", "waits", "--wait")
 
@@ -393,6 +393,6 @@ def refusal(result: Result, *, code: int) -> str:
 def with_environment(cluster: PwmCluster, *arguments: str, **variables: str) -> Result:
     done = subprocess.run(
         cluster.command(*arguments),
-        capture_output=True, env={**cluster.cli_environment, **variables}, timeout=ANSWER_LIMIT_S, check=False,
+        capture_output=True, env={**cluster.cli_environment, **variables}, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     return Result(done.returncode, done.stdout.decode(), done.stderr.decode())

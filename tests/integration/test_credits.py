@@ -56,8 +56,8 @@ def test_a_container_costs_what_its_events_say_and_who_has_spent_all_is_denied_a
     pwm = lab
     pwm.ok("apply", "-f", "-", input=document("ResourceCredit", "A100", {"credit": {"per": {"hour": HOURLY}}}))
     pwm.ok("apply", "-f", "-", input=gpu_workload("two", {"count": 2}))
-    pwm.until("two", "RUNNING", limit_s=60)
-    eventually(lambda: "user admin" in pwm.ok("credits") and _spent(pwm) > 2_000_000, "something is spent", limit_s=60)
+    pwm.until("two", "RUNNING")
+    eventually(lambda: "user admin" in pwm.ok("credits") and _spent(pwm) > 2_000_000, "something is spent")
     pwm.ok("stop", "wk", "two", "--wait")
 
     seen = turns(pwm, "two.0.1")
@@ -77,9 +77,9 @@ def test_a_container_costs_what_its_events_say_and_who_has_spent_all_is_denied_a
     assert f"{A100},{device_us / 3_600_000_000:.6f}" in pwm.ok("report", "--by", "device", "-o", "csv")
 
     pwm.ok("apply", "-f", "-", input=gpu_workload("long", {"count": 1}))
-    pwm.until("long", "RUNNING", limit_s=60)
+    pwm.until("long", "RUNNING")
     pwm.ok("apply", "-f", "-", input=document("Group", "users", {"limits": {"credits": {"weekly": 1}}}))
-    eventually(lambda: pwm.phase("long") == "STOPPED", lambda: pwm.ok("describe", "wk", "long"), limit_s=60)
+    eventually(lambda: pwm.phase("long") == "STOPPED", lambda: pwm.ok("describe", "wk", "long"))
     assert pwm.workload("long")["status"]["reason"]["code"] == "OUT_OF_CREDITS"
     told = pwm.pwm("apply", "-f", "-", input=gpu_workload("more", {"count": 1}))
     assert "it is DENIED: group users has spent" in told.out + told.err

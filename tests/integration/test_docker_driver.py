@@ -33,10 +33,10 @@ from pwm.nodeagent.drivers.driver import (
 from pwm.nodeagent.logs.tail import FileTail
 from tests.docker_engine import DockerEngine, IsolatedDockerdFactory
 from tests.integration.registry import Registry
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.docker
 
-WAIT_S = 20.0
 T = TypeVar("T")
 FOREVER = ["sh", "-c", "while :; do sleep 0.1; done"]
 
@@ -108,7 +108,7 @@ async def launch(driver: DockerDriver, assignment: Assignment) -> str:
 
 
 async def soon(awaitable: Awaitable[T]) -> T:
-    async with asyncio.timeout(WAIT_S):
+    async with asyncio.timeout(PATIENCE_S):
         return await awaitable
 
 
@@ -334,10 +334,8 @@ async def test_a_program_that_cannot_hear_the_signal_is_not_waited_for(driver: D
     # Once it is the program, and no longer what Docker starts it with, which does hear signals.
     uid = await launch(driver, order("sh", "-c", "echo ready; exec sleep 1000"))
     await until_printed(driver, uid, b"ready\n")
-    began = time.monotonic()
-    await soon(driver.stop(uid, grace_ms=10_000))
+    await soon(driver.stop(uid, grace_ms=600_000))
     assert (await soon(driver.wait(uid))).exit_code == 137
-    assert time.monotonic() - began < 5
 
 
 async def test_a_program_that_refuses_to_end_is_killed_after_its_grace(driver: DockerDriver, order: Order) -> None:
@@ -346,7 +344,7 @@ async def test_a_program_that_refuses_to_end_is_killed_after_its_grace(driver: D
     began = time.monotonic()
     await soon(driver.stop(uid, grace_ms=1_000))
     assert (await soon(driver.wait(uid))).exit_code == 137
-    assert 0.9 < time.monotonic() - began < 6
+    assert time.monotonic() - began > 0.9
 
 
 async def test_stopping_what_has_ended_and_removing_what_is_gone_is_harmless(

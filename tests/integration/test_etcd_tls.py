@@ -21,6 +21,7 @@ from pwm.controlplane.store.errors import Unavailable
 from pwm.controlplane.store.etcd import EtcdKV
 from pwm.etcd_process import find_etcd, free_port
 from tests.etcd_server import require_etcd
+from tests.patience import PATIENCE_S
 from tests.pwm_cluster import eventually
 
 pytestmark = pytest.mark.etcd
@@ -128,7 +129,7 @@ def test_a_cluster_begins_and_runs_on_an_etcd_that_wants_certificates(etcd: Secu
             token, ca = made.stdout.strip(), f"{tmp_path}/ca.pem"
             return pwm("admin", "status", f"--server=https://{http}", home=tmp_path, PWM_TOKEN=token, PWM_CA=ca)
 
-        eventually(lambda: status().returncode == 0, "the controller answers", limit_s=30)
+        eventually(lambda: status().returncode == 0, "the controller answers")
         assert "117.7MiB" in status().stdout, "the quota, which old versions of etcd tell in their metrics only"
     finally:
         controller.terminate()
@@ -162,7 +163,7 @@ async def test_what_etcd_does_not_take_is_said_in_words(etcd: SecureEtcd, tmp_pa
 
 async def until_served(etcd: SecureEtcd, good: dict[str, Path]) -> None:
     config = ControllerConfig(etcd=(etcd.address,), **good)
-    async with asyncio.timeout(20), EtcdKV(config.etcd, credentials=config.etcd_credentials) as kv:
+    async with asyncio.timeout(PATIENCE_S), EtcdKV(config.etcd, credentials=config.etcd_credentials) as kv:
         while True:
             try:
                 await kv.range(b"/")

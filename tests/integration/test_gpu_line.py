@@ -46,7 +46,7 @@ def test_gpus_are_found_given_to_containers_by_uuid_and_taken_back(
     assert [(g["device"]["uuid"], g["phase"]) for g in gpus] == [(fake_gpus.uuid(i), "FREE") for i in range(4)]
 
     pwm.ok("apply", "-f", "-", input=gpu_workload("two", {"product_name": ["H100", "A100"], "count": 2}))
-    pwm.until("two", "RUNNING", limit_s=60)
+    pwm.until("two", "RUNNING")
     (container,) = pwm.containers("two")
     given = container["spec"]["gpuUuids"]
     assert len(set(given)) == 2
@@ -69,7 +69,7 @@ def test_gpus_are_found_given_to_containers_by_uuid_and_taken_back(
     booked = [g for g in json.loads(pwm.ok("get", "gpu", "-o", "json")) if g["phase"] == "BOOKED"]
     assert {g["container"] for g in booked} == {"users/two.0.1"}
     pwm.ok("delete", "wk", "two", "--wait")
-    pwm.until("three", "RUNNING", limit_s=60)
+    pwm.until("three", "RUNNING")
 
 
 def test_a_gpu_that_is_lost_or_in_foreign_hands_is_not_given_out(gpu_cluster: PwmCluster, fake_gpus: FakeGpus) -> None:
@@ -80,8 +80,8 @@ def test_a_gpu_that_is_lost_or_in_foreign_hands_is_not_given_out(gpu_cluster: Pw
         listed = json.loads(pwm.ok("get", "gpu", "-o", "json"))
         return sum(g["phase"] == "FREE" for g in listed)
 
-    eventually(lambda: healthy() == 1, lambda: pwm.ok("get", "gpu"), limit_s=30)
+    eventually(lambda: healthy() == 1, lambda: pwm.ok("get", "gpu"))
     pwm.ok("apply", "-f", "-", input=gpu_workload("pair", {"count": 2}))
     assert pwm.phase("pair") == "QUEUED"
     fake_gpus.set("count 4", f"name {A100}")
-    pwm.until("pair", "RUNNING", limit_s=60)
+    pwm.until("pair", "RUNNING")

@@ -48,7 +48,7 @@ def start(pwm: PwmCluster, name: str) -> str:
     }
     document = {"apiVersion": "v1", "kind": "Workload", "metadata": {"name": name}, "spec": spec}
     pwm.ok("apply", "-f", "-", input=json.dumps(document))
-    pwm.until(name, "RUNNING", limit_s=60)
+    pwm.until(name, "RUNNING")
     (container,) = pwm.containers(name)
     (uuid,) = container["spec"]["gpuUuids"]
     return str(uuid)
@@ -73,7 +73,7 @@ def test_who_does_not_use_a_gpu_is_warned_may_keep_it_and_is_stopped_with_the_ev
     fake_gpus.set("count 2", f"{index}.busy 80", f"{1 - index}.busy 2", f"{1 - index}.used 1073741824")
     unused = start(pwm, "lazy")
 
-    eventually(lambda: "warnedAt" in idle(pwm, "lazy"), "lazy is warned", limit_s=60)
+    eventually(lambda: "warnedAt" in idle(pwm, "lazy"), "lazy is warned")
     assert pwm.phase("lazy") == "RUNNING"
     assert "IDLE" in pwm.ok("get", "wk", "lazy")
     why = pwm.ok("why", "wk", "lazy")
@@ -92,7 +92,7 @@ def test_who_does_not_use_a_gpu_is_warned_may_keep_it_and_is_stopped_with_the_ev
     pwm.environment.update(IMPATIENT)
     pwm.start_controller()
 
-    eventually(lambda: pwm.phase("lazy") == "STOPPED", lambda: pwm.ok("why", "wk", "lazy"), limit_s=60)
+    eventually(lambda: pwm.phase("lazy") == "STOPPED", lambda: pwm.ok("why", "wk", "lazy"))
     status = pwm.workload("lazy")["status"]
     assert status["reason"]["code"] == "IDLE"
     assert "its GPU was not in use for" in status["reason"]["message"]

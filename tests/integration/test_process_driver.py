@@ -22,6 +22,7 @@ from pwm.nodeagent.drivers.process import ProcessDriver
 from pwm.nodeagent.drivers.process_cgroup import Cgroup, Limits
 from pwm.nodeagent.logs import LogStore
 from pwm.nodeagent.watchdog import Processes
+from tests.patience import PATIENCE_S
 
 NOBODY = 65534
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="changing users and limits by control group needs root")
@@ -84,7 +85,7 @@ class Node:
         """Whatever it prints first, as soon as that is there."""
         chunks = self.logs.read(ReadLogs(container_uid=uid, tail=-1, follow=True))
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE_S):
                 return (await anext(chunks)).data
         finally:
             await chunks.aclose()  # type: ignore[attr-defined]
@@ -114,7 +115,7 @@ def alive(pid: int) -> bool:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while not condition():  # noqa: ASYNC110 - other processes' state
             await asyncio.sleep(0.01)
 
@@ -330,7 +331,7 @@ async def test_a_terminal_beside_it_can_be_resized_and_is_hung_up_on_close(node:
     async def answer_to(question: bytes, pattern: bytes) -> bytes:
         await running.write(question)
         seen = b""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while (found := re.search(pattern, seen)) is None:
                 seen += (await anext(output)).stdout
         return found[1]
@@ -478,7 +479,7 @@ async def test_the_watchdog_ends_what_may_start_elsewhere_and_all_that_it_starte
     await node.driver.create(assignment("made", "true", on_node_lost=WorkloadSpec.reschedule))
     processes, noted = Processes(node.folder), []
 
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while not processes.end(noted.append):  # noqa: ASYNC110 - it is a process of its own
             await asyncio.sleep(0.01)
     assert set(noted) == {"moves"}

@@ -109,7 +109,7 @@ def test_parts_are_updated_one_by_one_under_running_containers(pwm: Upgrading) -
     # The new agent at the old controller, and at the new one, whichever it was at.
     for part in ("controller-2", "controller"):
         pwm.stop(part)
-        eventually(lambda: pwm.node()["status"].get("phase") == "READY", "the node is READY", limit_s=30)
+        eventually(lambda: pwm.node()["status"].get("phase") == "READY", "the node is READY")
         pwm.apply(f"without-{part}", FOR_EVER)
         pwm.until(f"without-{part}", "RUNNING")
         pwm.start_controller(part)

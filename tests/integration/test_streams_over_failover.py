@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +33,6 @@ TALK = (
     "while read word number; do [ $word = exit ] && break; echo got $number; done; kill $!; exit $number"
 )
 COUNT = "n=0; while :; do n=$((n+1)); echo line $n; sleep 0.02; done"
-# A crash is noticed by everybody at once, a freeze by those who miss signs of life.
-KILLED_GAP_S, FROZEN_GAP_S = 3.0, 15.0
 
 
 @pytest.fixture
@@ -83,11 +80,6 @@ class Follower:
             lambda: f"{by} more lines; notes: {self.notes}, exit code {self.process.poll()}",
             limit_s=40,
         )
-
-    def longest_gap_s(self, since: float) -> float:
-        """The longest silence around and after a moment (monotonic)."""
-        times = [moment for moment in self._times if moment > since - 1]
-        return max(after - before for before, after in pairwise(times))
 
     def end(self) -> int:
         """Its exit code, once all it printed has been read."""
@@ -168,10 +160,8 @@ def test_a_shell_goes_on_when_each_controller_is_killed(pwm: PwmCluster) -> None
         shell.grows()
         typist = Typist(shell)
         for part in in_our_order(pwm):
-            moment = time.monotonic()
             pwm.kill(part)
             shell.grows()
-            assert shell.longest_gap_s(moment) < KILLED_GAP_S
             pwm.start_controller(part)
         typist.stop(b"exit 7\n")
         assert shell.end() == 7
@@ -191,7 +181,6 @@ def test_a_shell_goes_on_when_each_controller_is_frozen(pwm: PwmCluster) -> None
             # Both who was served by it and who was not go on until then.
             eventually(lambda moment=moment: time.monotonic() > moment + 7, "it would have been noticed")  # type: ignore[misc]
             shell.grows()
-            assert shell.longest_gap_s(moment) < FROZEN_GAP_S
             # What it still holds of the connections that it lost comes too late to harm.
             pwm.thaw(part)
             shell.grows()
@@ -252,7 +241,6 @@ def test_logs_go_on_over_three_kills_and_three_freezes(pwm: PwmCluster) -> None:
             moment = time.monotonic()
             pwm.kill(part)
             logs.grows()
-            assert logs.longest_gap_s(moment) < KILLED_GAP_S
             pwm.start_controller(part)
         for part in in_our_order(pwm):
             moment = time.monotonic()
@@ -260,7 +248,6 @@ def test_logs_go_on_over_three_kills_and_three_freezes(pwm: PwmCluster) -> None:
             logs.grows()
             eventually(lambda moment=moment: time.monotonic() > moment + 12, "it would have been noticed")  # type: ignore[misc]
             logs.grows()
-            assert logs.longest_gap_s(moment) < FROZEN_GAP_S
             pwm.thaw(part)
         pwm.ok("stop", "wk", "counts", "--wait")
         assert logs.end() == DONE
@@ -285,7 +272,7 @@ def test_events_and_lists_go_on_over_kills_and_freezes(pwm: PwmCluster) -> None:
             pwm.freeze(part) if frozen else pwm.kill(part)
             pwm.ok("apply", "-f", "-", input="".join(manifest(name, "echo hello", cpu="10m") for name in some[2:]))
             for name in some:
-                pwm.until(name, "EXITED", limit_s=60)
+                pwm.until(name, "EXITED")
             wait_for_end_of(watch, some)
             pwm.thaw(part) if frozen else pwm.start_controller(part)
         pwm.ok("delete", "wk", *names, "--wait")
@@ -462,9 +449,7 @@ def test_a_command_whose_answer_is_lost_is_done_once(
 def test_a_command_waits_a_moment_for_a_frozen_controller_and_asks_the_next(pwm: PwmCluster) -> None:
     first = in_our_order(pwm)[0]
     pwm.freeze(first)
-    began = time.monotonic()
     pwm.ok("get", "node")
-    assert time.monotonic() - began < 6.0
     pwm.ok("apply", "-f", "-", input='{"apiVersion": "v1", "kind": "Group", "metadata": {"name": "frozen"}}')
     pwm.thaw(first)
     pwm.ok("delete", "group", "frozen")
@@ -503,25 +488,18 @@ def test_top_goes_on_over_three_kills_and_a_freeze(pwm: PwmCluster) -> None:
 
     def beats_on() -> None:
         enough = len(beats) + 4
-        eventually(lambda: len(beats) >= enough, lambda: f"top goes on; {troubles[-1:]} {ended}", limit_s=40)
-
-    def longest_gap_s(since: float) -> float:
-        return max(after - before for before, after in pairwise([at for at in beats if at > since - 1]))
+        eventually(lambda: len(beats) >= enough, lambda: f"top goes on; {troubles[-1:]} {ended}")
 
     feed.start()
     try:
         beats_on()
         for part in in_our_order(pwm):
-            moment = time.monotonic()
             pwm.kill(part)
             beats_on()
-            assert longest_gap_s(moment) < KILLED_GAP_S
             pwm.start_controller(part)
         for part in in_our_order(pwm):
-            moment = time.monotonic()
             pwm.freeze(part)
             beats_on()
-            assert longest_gap_s(moment) < FROZEN_GAP_S
             pwm.thaw(part)
     finally:
         feed.stop()

@@ -15,6 +15,7 @@ from pwm.api.v1.workload_pb2 import WorkloadSpec
 from pwm.controlplane.books import part_uid
 from pwm.controlplane.core.decide import Change
 from pwm.controlplane.core.ledger import part_of
+from tests.patience import PATIENCE_S
 from tests.unit.access.test_matrix import holds, of_nothing
 from tests.unit.access.world import (
     ALL,
@@ -23,7 +24,6 @@ from tests.unit.access.world import (
     OTHER,
     OWN,
     STRANGERS,
-    WAIT_S,
     World,
     a_world,
     new_resource,
@@ -35,7 +35,7 @@ HOLDER = f"{OTHER}/{HIDDEN['workload']}.0.1"
 
 async def read_until(stream: aiohttp.ClientResponse, word: bytes) -> bytes:
     text = b""
-    async with asyncio.timeout(WAIT_S):
+    async with asyncio.timeout(PATIENCE_S):
         while word not in text:
             line = await stream.content.readline()
             assert line, f"the stream ended before {word!r}: {text!r}"
@@ -142,7 +142,7 @@ async def test_a_shell_is_for_who_has_the_verb_in_the_group(caller: str, hidden:
             return
         async with world.session.ws_connect(f"{world.url}/v1/exec", headers=headers) as socket:
             await socket.send_json({"start": {"name": name, "group": group}})
-            error = (await socket.receive_json(timeout=WAIT_S))["error"]
+            error = (await socket.receive_json(timeout=PATIENCE_S))["error"]
         # Let in, it finds that no agent is there.
         assert error["code"] == (14 if holds(caller, "shell", "Workload", group) else 7), error
 

@@ -26,7 +26,8 @@ from pwm.controlplane.store.commits import Guard, StreamId
 from pwm.controlplane.store.errors import FenceLost, Unavailable
 from pwm.controlplane.store.keys import Keys
 from pwm.controlplane.store.kv import prefix_end
-from tests.unit.access.world import EVERYTHING, OTHER, OWN, WAIT_S, World, a_world, user_spec
+from tests.patience import PATIENCE_S
+from tests.unit.access.world import EVERYTHING, OTHER, OWN, World, a_world, user_spec
 
 KEYS = Keys(b"/t/")
 BUSYBOX = {"image": {"image": "busybox"}}
@@ -323,7 +324,7 @@ async def following(
         async def message() -> dict[str, Any]:
             nonlocal began
             while True:
-                async with asyncio.timeout(WAIT_S):
+                async with asyncio.timeout(PATIENCE_S):
                     line = await stream.content.readline()
                 assert line, "the stream ended"
                 found: dict[str, Any] = json.loads(line)

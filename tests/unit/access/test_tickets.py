@@ -8,10 +8,10 @@ import aiohttp
 import pytest
 
 from pwm.controlplane.core.door import DoorLimits
+from tests.patience import PATIENCE_S
 from tests.unit.access.world import HIDDEN, OTHER, OWN, World, a_world
 
 UNAVAILABLE, DENIED = 14, 7
-WAIT_S = 10.0
 # No agent is there: whoever is let in hears that.
 LET_IN = {"code": UNAVAILABLE}
 
@@ -29,7 +29,7 @@ async def shell(
     """HTTP status, and the error that a socket which is open ends with."""
     try:
         async with (
-            asyncio.timeout(WAIT_S),
+            asyncio.timeout(PATIENCE_S),
             world.session.ws_connect(f"{world.url}/v1/exec?ticket={ticket}", headers=headers) as socket,
         ):
             await socket.send_str(json.dumps({"start": {"name": workload, "group": group, "cmd": ["id"]}}))

@@ -34,6 +34,7 @@ from pwm.controlplane.oidc.provider import Provider
 from pwm.controlplane.plane import ControlPlane
 from pwm.controlplane.store.keys import Keys
 from pwm.controlplane.store.memory import MemoryKV
+from tests.patience import PATIENCE_S
 
 ACTOR = Actor(type=Actor.USER, name="nobody")
 OWN, OTHER = "vision", "hushgrp"
@@ -45,7 +46,6 @@ HIDDEN = {
 # As long, and there is none of them.
 NOWHERE = {what: name.replace("hush", "none") for what, name in HIDDEN.items()}
 ALL = "pwm.all"
-WAIT_S = 10.0
 
 Policy = dict[str, list[str]]
 EVERYTHING: Policy = {ALL: [ALL]}
@@ -89,7 +89,7 @@ class World:
         if body is not None:
             headers["Content-Type"] = "application/json"
         async with (
-            asyncio.timeout(WAIT_S),
+            asyncio.timeout(PATIENCE_S),
             self.session.request(method, self.url + path, params=query, data=data, headers=headers) as answer,
         ):
             text = b""

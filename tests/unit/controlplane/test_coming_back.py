@@ -29,10 +29,10 @@ from pwm.controlplane.services.resources import ResourceService
 from pwm.controlplane.store.commits import StreamId
 from pwm.controlplane.store.kv import Delete
 from pwm.controlplane.view import View
+from tests.patience import PATIENCE_S
 from tests.unit.controlplane.conftest import ACTOR, Plane, add_user
 
 GROUP = "vision"
-WAIT_S = 10.0
 
 
 class Replica:
@@ -125,7 +125,7 @@ async def remove(plane: Plane, name: str) -> None:
 
 
 async def take(stream: AsyncGenerator[Any, None], count: int) -> list[Any]:
-    async with asyncio.timeout(WAIT_S):
+    async with asyncio.timeout(PATIENCE_S):
         return [await anext(stream) for _ in range(count)]
 
 

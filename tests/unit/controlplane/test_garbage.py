@@ -9,6 +9,7 @@ import pytest
 
 from pwm.controlplane import garbage
 from pwm.controlplane.garbage import look_for_garbage, search
+from tests.patience import PATIENCE_S
 
 
 class Ring:
@@ -61,7 +62,7 @@ async def test_it_is_done_again_and_again_but_not_while_the_view_is_loaded(monke
     await asyncio.sleep(0.01)
     assert not searches
     gc.enable()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         await enough.wait()
     assert False in searches, "most of them are small"
     looking.cancel()

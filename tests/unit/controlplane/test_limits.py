@@ -23,13 +23,13 @@ from pwm.controlplane.store.keys import Keys
 from pwm.controlplane.store.memory import MemoryKV
 from pwm.controlplane.turns import Turns
 from pwm.controlplane.view import ViewChange
+from tests.patience import PATIENCE_S
 
 ANN, VISION = Account(USER, "ann"), Account(GROUP, "vision")
 ACTOR = Actor(type=Actor.USER, name="ann")
 ZONES = ("default", "spare")
 # A key that nobody writes: the fence of a leader who leads for ever.
 FENCE = Guard(b"/t/leader/never", create_revision=0)
-WAIT_S = 30.0
 
 
 class Zones:
@@ -96,7 +96,7 @@ class Zones:
         await self.commit(change(container, ev.ContainerReported(phase=ContainerStatus.EXITED, exit_code=0)))
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(WAIT_S):
+        async with asyncio.timeout(PATIENCE_S):
             with self.first.view.subscribe() as subscription:
                 while not condition():
                     await subscription.batch()

@@ -18,9 +18,9 @@ from pwm.controlplane.plane import ControlPlane
 from pwm.controlplane.store.election import leaders
 from pwm.controlplane.store.keys import Keys
 from pwm.controlplane.store.memory import MemoryKV
+from tests.patience import PATIENCE_S
 
 KEYS = Keys(b"/test/")
-LIMIT_S = 5.0
 # Far less than the leader's lease: what is seen this soon was not seen by it.
 AT_ONCE_S = 1.5
 
@@ -68,7 +68,7 @@ async def kv() -> AsyncIterator[MemoryKV]:
     await made.close()
 
 
-async def until(condition: Callable[[], Any], what: str, *, limit_s: float = LIMIT_S) -> None:
+async def until(condition: Callable[[], Any], what: str, *, limit_s: float = PATIENCE_S) -> None:
     ends = asyncio.get_running_loop().time() + limit_s
     while not condition():
         if asyncio.get_running_loop().time() > ends:

@@ -28,10 +28,10 @@ from pwm.controlplane.store.commits import Guard
 from pwm.controlplane.store.keys import Keys
 from pwm.controlplane.store.memory import MemoryKV
 from pwm.controlplane.store.registry import SESSIONS, Entries, Registry
+from tests.patience import PATIENCE_S
 from tests.unit.controlplane.conftest import ACTOR, Plane, add_user
 
 KEYS = Keys(b"/test/")
-WAIT_S = 10.0
 
 
 class Time(Clock):
@@ -45,7 +45,7 @@ class Time(Clock):
 
 
 async def until(condition: Any) -> None:
-    async with asyncio.timeout(WAIT_S):
+    async with asyncio.timeout(PATIENCE_S):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 

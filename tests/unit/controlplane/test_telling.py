@@ -45,6 +45,7 @@ from pwm.controlplane.store.errors import FenceLost
 from pwm.controlplane.store.keys import Keys
 from pwm.controlplane.store.kv import Put
 from pwm.controlplane.view import View
+from tests.patience import PATIENCE_S
 from tests.unit.controlplane.conftest import Plane
 
 KEYS = Keys(b"/test/")
@@ -101,7 +102,7 @@ async def nobody_cares(letter: PendingNotice, why: str) -> None:
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 

@@ -14,8 +14,8 @@ from pwm.controlplane.core.antechamber import ConnectionLimits
 from pwm.controlplane.credentials import _server_context, _use
 from pwm.controlplane.gateway import arrivals
 from pwm.controlplane.gateway.doorkeeper import Doorkeeper
+from tests.patience import PATIENCE_S
 
-WAIT_S = 10.0
 # Few, so that a flood is quick.
 LIMITS = ConnectionLimits(per_address=6, total=15)
 REQUEST = b"GET /v1/whoami HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer pwm_ann\r\n\r\n"
@@ -28,7 +28,7 @@ def nobody_is_young(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(WAIT_S):
+    async with asyncio.timeout(PATIENCE_S):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.002)
 
@@ -68,7 +68,7 @@ async def served(connection: Connection) -> bool:
     reader, writer = connection
     writer.write(REQUEST)
     try:
-        async with asyncio.timeout(WAIT_S):
+        async with asyncio.timeout(PATIENCE_S):
             head = await reader.readuntil(b"\r\n\r\n")
             length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r")[0])
             await reader.readexactly(length)
@@ -89,7 +89,7 @@ async def test_of_many_connections_that_show_no_token_the_newest_stay(start: Any
         await until(lambda: gateway.gateway.strangers == LIMITS.per_address)
         assert gateway.gateway.pushed_out == 34
         gone = [reader for reader, _ in made[:34]]
-        async with asyncio.timeout(WAIT_S):
+        async with asyncio.timeout(PATIENCE_S):
             for reader in gone:
                 while await reader.read(1000):
                     pass

@@ -14,6 +14,7 @@ from pwm.api.v1.services_pb2 import StopRequest
 from pwm.controlplane.gateway import requests, routes
 from pwm.controlplane.gateway.requests import MAX_BODY_BYTES
 from pwm.version import OLDEST_CLIENT, VERSION
+from tests.patience import PATIENCE_S
 from tests.unit.gateway.conftest import TOKEN
 
 
@@ -102,7 +103,7 @@ async def test_the_caller_is_known_before_the_body_is_read(gateway: Any) -> None
     writer.write(
         b"POST /v1/apply HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000000\r\n\r\n{"
     )
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         head = await reader.readuntil(b"\r\n")
     assert b" 401 " in head
 
@@ -212,7 +213,7 @@ async def test_a_body_that_hides_its_length_is_cut_off_all_the_same(gateway: Any
     for _ in range(17):
         writer.write(chunk)
         await writer.drain()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         assert b" 413 " in await reader.readuntil(b"\r\n")
 
 
@@ -229,7 +230,7 @@ async def test_a_body_that_comes_too_slowly_is_given_up(gateway: Any, monkeypatc
         b"POST /v1/apply HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer pwm_ann\r\n"
         b"Content-Type: application/json\r\nContent-Length: 10\r\n\r\n{"
     )
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         assert b" 408 " in await reader.readuntil(b"\r\n")
 
 
@@ -239,7 +240,7 @@ async def test_a_client_may_ask_before_it_sends_a_large_body(gateway: Any) -> No
         b"POST /v1/apply HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer pwm_ann\r\nExpect: 100-continue\r\n"
         b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n"
     )
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         writer.write(b"{}")
         assert b"HTTP/1.1 200 " in await reader.readuntil(b"\r\n")
@@ -275,7 +276,7 @@ async def test_a_header_that_cannot_be_read_is_refused(gateway: Any, header: str
 async def test_a_client_that_leaves_cancels_its_call(gateway: Any, world: Any) -> None:
     _, writer = await gateway.connect()
     writer.write(b"GET /v1/resources/Workload/slow HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer pwm_ann\r\n\r\n")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         await world.started.wait()
         writer.close()
         await world.cancelled.wait()
@@ -285,7 +286,7 @@ async def test_a_connection_serves_many_requests_also_after_an_error(gateway: An
     reader, writer = await gateway.connect()
     for path, status in [("/v1/version", 200), ("/v1/nothing", 404), ("/v1/version", 200)]:
         writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
             assert f" {status} " in head.splitlines()[0]
             await reader.readexactly(int(head.split("content-length: ")[1].split()[0]))
@@ -305,7 +306,7 @@ async def test_a_connection_serves_many_requests_also_after_an_error(gateway: An
 async def test_what_is_no_http_is_refused_in_json_without_a_banner(gateway: Any, sent: bytes) -> None:
     reader, writer = await gateway.connect()
     writer.write(sent)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         answer = await reader.read()
     head, body = answer.split(b"\r\n\r\n", 1)
     assert head.startswith((b"HTTP/1.0 400", b"HTTP/1.1 400", b"HTTP/1.1 431"))
@@ -330,7 +331,7 @@ async def test_what_is_no_http_is_refused_in_json_without_a_banner(gateway: Any,
 async def test_bytes_that_are_no_text_are_no_fault_of_ours(gateway: Any, sent: bytes, status: int) -> None:
     reader, writer = await gateway.connect()
     writer.write(sent)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         assert f" {status} " in (await reader.readuntil(b"\r\n")).decode()
 
 
@@ -338,7 +339,7 @@ async def test_many_requests_sent_at_once_are_answered_in_order(gateway: Any) ->
     reader, writer = await gateway.connect()
     for number in range(50):
         writer.write(b"GET /v1/version HTTP/1.1\r\nHost: x\r\nX-Request-Id: %d\r\n\r\n" % number)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         for number in range(50):
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             assert f"X-Request-Id: {number}\r\n" in head
@@ -379,7 +380,7 @@ async def test_after_stop_nothing_listens(world: Any, start: Any) -> None:
 async def test_a_running_call_may_end_while_the_server_stops(world: Any, start: Any) -> None:
     async with start(world) as gateway, asyncio.TaskGroup() as group:
         call = group.create_task(gateway.get("/v1/resources/Workload/held"))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             await world.started.wait()
         stop = group.create_task(gateway.gateway.stop(5))
         await asyncio.sleep(0)

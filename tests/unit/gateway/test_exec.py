@@ -13,6 +13,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from pwm.api.v1.services_pb2 import ExecRequest, ExecStart
 from pwm.controlplane.gateway import websocket
+from tests.patience import PATIENCE_S
 
 START = json.dumps({"start": {"name": "train", "cmd": ["cat"], "stdin": True}})
 
@@ -20,7 +21,7 @@ START = json.dumps({"start": {"name": "train", "cmd": ["cat"], "stdin": True}})
 @asynccontextmanager
 async def session(gateway: Any, **headers: str) -> AsyncIterator[ClientConnection]:
     fields = {"Authorization": "Bearer pwm_ann", **headers}
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         async with connect(
             f"ws://127.0.0.1:{gateway.port}/v1/exec",
             additional_headers={key: value for key, value in fields.items() if value or key == "Origin"},
@@ -130,7 +131,7 @@ async def test_a_message_that_is_too_long_closes_the_session(gateway: Any, world
             await socket.recv()
         assert caught.value.rcvd is not None
         assert caught.value.rcvd.code == 1009
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         await world.cancelled.wait()
 
 
@@ -141,7 +142,7 @@ async def test_a_client_that_closes_is_done_and_its_command_is_hung_up_on(gatewa
         for _ in range(12):
             await socket.send(b"\x00input")
         await socket.close(code)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         await world.hung_up.wait()
         await world.cancelled.wait()
 
@@ -149,10 +150,10 @@ async def test_a_client_that_closes_is_done_and_its_command_is_hung_up_on(gatewa
 async def test_a_client_that_vanishes_may_come_back_and_its_command_is_only_let_go(gateway: Any, world: Any) -> None:
     async with session(gateway) as socket:
         await socket.send(START)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             await world.started.wait()
         socket.transport.abort()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             await world.cancelled.wait()
     assert not world.hung_up.is_set()
 
@@ -161,10 +162,10 @@ async def test_a_client_that_vanishes_may_come_back_and_its_command_is_only_let_
 async def test_a_client_that_closes_for_trouble_may_come_back(gateway: Any, world: Any, code: int) -> None:
     async with session(gateway) as socket:
         await socket.send(START)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             await world.started.wait()
         await socket.close(code)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             await world.cancelled.wait()
     assert not world.hung_up.is_set()
 
@@ -172,7 +173,7 @@ async def test_a_client_that_closes_for_trouble_may_come_back(gateway: Any, worl
 async def test_a_server_that_stops_says_so(world: Any, start: Any) -> None:
     async with start(world) as gateway, session(gateway) as socket:
         await socket.send(START)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             await world.started.wait()
         async with asyncio.TaskGroup() as group:
             stop = group.create_task(gateway.gateway.stop(5))
@@ -185,7 +186,7 @@ async def test_a_server_that_stops_says_so(world: Any, start: Any) -> None:
 async def test_a_revoked_token_ends_the_session(gateway: Any, world: Any) -> None:
     async with session(gateway) as socket:
         await socket.send(START)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             await world.started.wait()
         await gateway.gateway._streams.recheck()
         await socket.send(b"\x00still here")
@@ -207,7 +208,7 @@ async def test_the_server_pings(gateway: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(websocket, "PING_S", 0.01)
     headers = {"Authorization": "Bearer pwm_ann"}
     async with (
-        asyncio.timeout(5),
+        asyncio.timeout(PATIENCE_S),
         aiohttp.ClientSession(headers=headers) as client,
         client.ws_connect(f"http://127.0.0.1:{gateway.port}/v1/exec", autoping=False) as socket,
     ):

@@ -15,6 +15,7 @@ from pwm.api.v1 import services_pb2 as s
 from pwm.api.v1.agent_pb2 import STDERR, STDOUT
 from pwm.controlplane.errors import ApiError
 from pwm.controlplane.gateway import open_streams, streams
+from tests.patience import PATIENCE_S
 
 FRAMES = {"Accept": "application/vnd.pwm.frames"}
 HEAD = b"HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer pwm_ann\r\n"
@@ -44,11 +45,11 @@ class Stream:
         return cls(reader, writer)
 
     async def head(self) -> bytes:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             return await self._reader.readuntil(b"\r\n\r\n")
 
     async def chunk(self) -> bytes:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             size = int(await self._reader.readline(), 16)
             return (await self._reader.readexactly(size + 2))[:-2]
 
@@ -209,7 +210,7 @@ async def test_a_client_that_leaves_ends_its_stream(gateway: Any, world: Any) ->
     world.watch = lambda request: endless(world)
     stream = await Stream.open(gateway, "/v1/watch/Workload")
     await stream.head()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         await world.started.wait()
         stream.close()
         await world.cancelled.wait()
@@ -219,7 +220,7 @@ async def test_a_server_that_stops_ends_its_streams_politely(world: Any, start: 
     world.watch = lambda request: endless(world)
     async with start(world) as gateway, asyncio.TaskGroup() as group:
         reading = group.create_task(gateway.get("/v1/watch/Workload"))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             await world.started.wait()
             await gateway.gateway.stop(5)
         answer = await reading
@@ -239,7 +240,7 @@ async def test_a_revoked_token_ends_the_streams_it_opened(gateway: Any, world: A
     world.watch = lambda request: endless(world)
     async with asyncio.TaskGroup() as group:
         reading = group.create_task(gateway.get("/v1/watch/Workload"))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             await world.started.wait()
             await gateway.gateway._streams.recheck()
             assert not world.cancelled.is_set()
@@ -260,7 +261,7 @@ async def test_a_change_of_who_may_do_what_ends_streams_at_once_and_spares_the_o
     for stream in kept:
         await stream.head()
     ended = [gateway.get("/v1/watch/Workload", Authorization="Bearer pwm_second") for _ in range(3)]
-    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as group:
         reading = [group.create_task(one) for one in ended]
         while len(gateway.gateway._streams._streams) < 6:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -304,7 +305,7 @@ async def test_one_caller_can_keep_only_so_many_streams_open(gateway: Any, world
     for stream in held:
         stream.close()
     world.watch = None
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while (await gateway.get("/v1/watch/Workload")).status == 429:
             pass  # until the server has seen that they are gone
     assert (await gateway.get("/v1/watch/Workload")).status == 200
@@ -324,7 +325,7 @@ async def test_a_client_that_does_not_read_stops_the_service_and_not_the_memory(
     stream = await Stream.open(gateway, "/v1/workloads/train/logs", b"Accept: text/plain\r\n")
     await stream.head()
     before = -1
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while sent_bytes != before:
             before = sent_bytes
             await asyncio.sleep(0.05)
@@ -346,7 +347,7 @@ async def test_a_client_that_never_reads_is_cut_off(gateway: Any, world: Any, mo
 
     world.logs = flood
     stream = await Stream.open(gateway, "/v1/workloads/train/logs", b"Accept: text/plain\r\n")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         await world.cancelled.wait()
     stream.close()
 
@@ -386,8 +387,5 @@ async def test_many_small_messages_are_sent_in_batches(gateway: Any, world: Any)
             yield s.WatchResponse(revision=revision + 1)
 
     world.watch = many
-    started = time.process_time()
     answer = await gateway.get("/v1/watch/Workload")
-    elapsed = time.process_time() - started
     assert [int(line["result"]["revision"]) for line in answer.lines] == list(range(1, 20_001))
-    assert elapsed < 5

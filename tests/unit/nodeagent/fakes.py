@@ -53,14 +53,14 @@ from pwm.nodeagent.drivers.driver import (
 from pwm.nodeagent.host import Host
 from pwm.nodeagent.journal import Journal
 from pwm.nodeagent.logs.docker_local import encode
+from tests.patience import PATIENCE_S
 
 TOKEN = "pwm_test"
-WAIT_S = 10.0
 
 
 async def until(condition: Callable[[], Any]) -> Any:
     """The condition's value once it is true; fails the test when it never is."""
-    async with asyncio.timeout(WAIT_S):
+    async with asyncio.timeout(PATIENCE_S):
         # Conditions are of any kind, so there is no event to wait for.
         while not (value := condition()):  # noqa: ASYNC110
             await asyncio.sleep(0.005)
@@ -379,7 +379,7 @@ class FakeController(agent_pb2_grpc.AgentServiceServicer):
         frames: asyncio.Queue[Any] = asyncio.Queue()
         self._relays[stream_id] = frames
         await self.say(SessionResponse(open=OpenStream(stream_id=stream_id, **request)))
-        async with asyncio.timeout(WAIT_S):
+        async with asyncio.timeout(PATIENCE_S):
             return FakeStream(await frames.get(), frames)
 
     # -- what tests look at
@@ -406,7 +406,7 @@ class FakeStream:
 
     async def next(self) -> RelayRequest | None:
         """The next frame; None at the end."""
-        async with asyncio.timeout(WAIT_S):
+        async with asyncio.timeout(PATIENCE_S):
             frame: RelayRequest | None = await self._frames.get()
             return frame
 

@@ -12,6 +12,7 @@ from pwm.api.v1.workload_pb2 import WorkloadSpec
 from pwm.nodeagent.drivers.driver import Runtime
 from pwm.nodeagent.fence import LAST_CHANCE_MS, Fence, Fencing
 from pwm.nodeagent.journal import Contact, Journal
+from tests.patience import PATIENCE_S
 from tests.unit.nodeagent.fakes import FakeController, FakeDriver, RunningAgent, order, until
 
 FENCE_MS, LOST_MS = 90_000, 120_000
@@ -59,7 +60,7 @@ def journal(tmp_path: Path) -> Any:
 
 
 async def fenced(fence: Fence) -> Fencing:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         with pytest.raises(Fenced) as caught:
             await fence.run(end)
     fencing: Fencing = caught.value.args[0]
@@ -129,7 +130,7 @@ async def test_it_falls_once_for_each_loss_of_contact(time: Time, journal: Journ
         asyncio.get_running_loop().call_soon(fence.heard, T0 + 120_000) if len(fallen) == 1 else twice.set()
 
     running = asyncio.ensure_future(fence.run(end))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         await twice.wait()
     running.cancel()
     assert [at - T0 for at in fallen] == [FENCE_MS, 120_000 + FENCE_MS]

@@ -16,6 +16,7 @@ from pwm.nodeagent import membership
 from pwm.nodeagent.config import AgentConfig, ConfigError
 from pwm.nodeagent.membership import Membership
 from pwm.trust import Refusal, TrustError
+from tests.patience import PATIENCE_S
 
 TOKEN = "pwmjoin." + "0" * 64 + ".pwm_secret"
 DAY_MS = 86_400_000
@@ -71,7 +72,7 @@ async def test_an_answer_that_is_lost_is_asked_for_again_with_the_same_key(
 ) -> None:
     controller.instead = [TrustError("does not answer"), Refusal(503, "no store"), Refusal(429, "come back later")]
     agent = an_agent()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         await agent.open()
     assert len(controller.keys) == 4
     assert len(set(controller.keys)) == 1
@@ -113,7 +114,7 @@ async def test_who_is_shut_out_joins_anew_with_the_token_that_it_was_started_wit
     running = asyncio.ensure_future(agent.run())
     before = agent.identity
     agent.shut_out("revoked")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while agent.identity is before:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
     assert len(controller.keys) == 2
@@ -130,7 +131,7 @@ async def test_a_token_that_does_not_help_stops_nothing(
     controller.instead = [Refusal(401, "used already")]
     running = asyncio.ensure_future(agent.run())
     agent.shut_out("revoked")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while controller.instead:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
     await asyncio.sleep(0)

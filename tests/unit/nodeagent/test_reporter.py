@@ -11,6 +11,7 @@ from pwm.api.v1.events_pb2 import ContainerReported
 from pwm.api.v1.workload_pb2 import ContainerStatus as P
 from pwm.nodeagent.journal import Journal, Record
 from pwm.nodeagent.reporter import BATCH_REPORTS, Reporter
+from tests.patience import PATIENCE_S
 from tests.unit.nodeagent.fakes import order
 
 
@@ -36,7 +37,7 @@ def say(reporter: Reporter, uid: str, phase: P.Phase.ValueType = P.RUNNING) -> N
 
 
 async def next_of(batches: AsyncIterator[Reports]) -> Reports:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         return await anext(batches)
 
 

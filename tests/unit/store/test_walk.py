@@ -9,6 +9,7 @@ import pytest
 from pwm.controlplane.store import errors
 from pwm.controlplane.store.etcd import PAGE_BYTES, EtcdKV
 from pwm.controlplane.store.kv import PAGE_KEYS, KeyValue, Page
+from tests.patience import PATIENCE_S
 
 KEYS = [b"k/%06d" % i for i in range(60_000)]
 
@@ -86,6 +87,6 @@ async def test_a_first_page_that_is_too_heavy_is_an_error() -> None:
 async def test_the_next_page_is_asked_for_while_the_caller_works_on_this_one(shelf: Shelf) -> None:
     async with aclosing(shelf.pages(b"k/")) as pages:
         await anext(pages)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             await shelf.walks_on.wait()
         await anext(pages)

@@ -1,6 +1,5 @@
 """Lists are rendered by the server: aligned, harmless on a terminal, and fast."""
 
-import time
 from typing import Any
 
 import pytest
@@ -274,15 +273,3 @@ def test_a_list_and_a_watch_show_the_same_rows() -> None:
     watch.measure(items, now_ms=NOW_MS)
     lines = "\n".join(watch.row(item, now_ms=NOW_MS) for item in items)
     assert lines + "\n" == render("Container", items, format=api.WIDE, now_ms=NOW_MS, with_group=False)
-
-
-def test_ten_thousand_containers_are_rendered_in_an_instant() -> None:
-    items = [container(f"sweep.{index}.1", age_s=index) for index in range(10_000)]
-    took = []
-    for _ in range(5):
-        began = time.perf_counter()
-        text = render("Container", items, format=api.TABLE, now_ms=NOW_MS, with_group=True)
-        took.append(time.perf_counter() - began)
-    assert text.count("\n") == 10_001
-    # 35 ms on one idle core; the bound leaves room for a machine that does other things too.
-    assert min(took) < 0.3

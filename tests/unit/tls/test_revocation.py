@@ -17,9 +17,9 @@ from pwm.certificates import SERVER_NAME, Identity, key_pem, new_key, signing_re
 from pwm.controlplane.agentlink import AgentUnreachable
 from pwm.controlplane.dispatcher import relay
 from pwm.controlplane.plane import ControlPlane
+from tests.patience import PATIENCE_S
 from tests.unit.access.world import World, _token, a_world
 
-WAIT_S = 10.0
 REVOKE = "/v1/admin/node-credentials/revoke"
 
 
@@ -68,7 +68,7 @@ class Agents:
         """What a hello is answered with; "" for a welcome."""
         async with self.dial(identity) as channel:
             try:
-                async with asyncio.timeout(WAIT_S):
+                async with asyncio.timeout(PATIENCE_S):
                     await session(channel, name)
             except grpc.aio.AioRpcError as error:
                 return f"{error.code().name}: {error.details()}"
@@ -79,7 +79,7 @@ class Agents:
         async with self.dial(identity) as channel:
             request = RenewRequest(signing_request=signing_request(new_key()))
             try:
-                answer = await agent_pb2_grpc.AgentServiceStub(channel).Renew(request, timeout=WAIT_S)
+                answer = await agent_pb2_grpc.AgentServiceStub(channel).Renew(request, timeout=PATIENCE_S)
             except grpc.aio.AioRpcError as error:
                 return f"{error.code().name}: {error.details()}"
             assert answer.certificate
@@ -99,7 +99,7 @@ async def session(channel: grpc.aio.Channel, name: str = "gpu7", **metadata: str
 
 
 async def ends(call: Any) -> bool:
-    async with asyncio.timeout(WAIT_S):
+    async with asyncio.timeout(PATIENCE_S):
         while await call.read() is not grpc.aio.EOF:
             pass
     return True
@@ -156,7 +156,7 @@ async def test_what_is_read_from_a_node_ends_with_its_credentials(agents: Agents
         await serving.write(RelayRequest(stream_id=message.open.stream_id))
         reading = aiter(await opening)
         await agents.revoke()
-        async with asyncio.timeout(WAIT_S):
+        async with asyncio.timeout(PATIENCE_S):
             with pytest.raises(AgentUnreachable):
                 await anext(reading)
         await asked.__aexit__(None, None, None)
@@ -255,7 +255,7 @@ async def test_without_tls_a_revoked_node_needs_a_token_by_its_own_name() -> Non
                         await session(channel, "n1", authorization=f"Bearer {token}")
                     assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
                 anew = await _token(world, TokenSpec(node="n1"))
-                async with asyncio.timeout(WAIT_S):
+                async with asyncio.timeout(PATIENCE_S):
                     await plane.view.wait_for(world.plane.view.revision)
                 await session(channel, "n1", authorization=f"Bearer {anew}")
         finally:
@@ -269,5 +269,5 @@ async def test_a_call_that_says_nothing_is_ended(agents: Agents, monkeypatch: py
     async with agents.dial(await agents.join()) as channel:
         stub = agent_pb2_grpc.AgentServiceStub(channel)
         for call in (stub.Session(), stub.Relay()):
-            async with asyncio.timeout(WAIT_S):
+            async with asyncio.timeout(PATIENCE_S):
                 assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
