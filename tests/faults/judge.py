@@ -70,15 +70,17 @@ class Judge:
         # Role -> (when, replica) of every time that it was won.
         self.elections: dict[str, list[tuple[float, str]]] = {}
         self.broken: list[str] = []
+        # Of the last transaction that was seen.
+        self.revision = 0
         self._changed = asyncio.Event()
 
     async def run(self) -> None:
         async with EtcdKV(self._etcd) as kv:
             async for batch in kv.watch(KEYS.prefix, prefix_end(KEYS.prefix), start_revision=1):
-                self._take(batch.revision, batch.events)
+                self._take(batch.events)
                 self._changed.set()
 
-    def _take(self, revision: int, events: list[WatchEvent]) -> None:
+    def _take(self, events: list[WatchEvent]) -> None:
         by_revision: dict[int, list[WatchEvent]] = {}
         for event in events:
             by_revision.setdefault(event.kv.mod_revision, []).append(event)
@@ -90,6 +92,7 @@ class Judge:
                 self.broken.append(f"revision {at}: {error}")
             for write in writes:
                 self._note(write, now_s)
+            self.revision = at
 
     def _note(self, write: WatchEvent, now_s: float) -> None:
         key = write.kv.key

@@ -101,14 +101,14 @@ class Network:
     def isolate(self, host: Host) -> None:
         """Nothing arrives at the host, and nothing that it sends arrives anywhere."""
         self._disturbed.add(host)
-        self._in(host.namespace, "iptables", "-A", "INPUT", "!", "-i", "lo", "-j", "DROP")
-        self._in(host.namespace, "iptables", "-A", "OUTPUT", "!", "-o", "lo", "-j", "DROP")
+        self._in(host.namespace, "iptables", "-w", "-A", "INPUT", "!", "-i", "lo", "-j", "DROP")
+        self._in(host.namespace, "iptables", "-w", "-A", "OUTPUT", "!", "-o", "lo", "-j", "DROP")
 
     def lose(self, host: Host, share: float) -> None:
         """This share of the packets that should arrive at the host is lost."""
         self._disturbed.add(host)
         self._in(
-            host.namespace, "iptables", "-A", "INPUT", "!", "-i", "lo", "-m", "statistic", "--mode", "random",
+            host.namespace, "iptables", "-w", "-A", "INPUT", "!", "-i", "lo", "-m", "statistic", "--mode", "random",
             "--probability", f"{share:.3f}", "-j", "DROP",
         )  # fmt: skip
 
@@ -121,7 +121,7 @@ class Network:
     def mend(self) -> None:
         """All links are as new."""
         for host in self._disturbed:
-            self._in(host.namespace, "iptables", "-F")
+            self._in(host.namespace, "iptables", "-w", "-F")
             subprocess.run(
                 ["ip", "netns", "exec", host.namespace, "tc", "qdisc", "del", "dev", "eth0", "root"],
                 capture_output=True, check=False,
@@ -130,7 +130,7 @@ class Network:
 
     def _rule(self, action: str, at: Host, source: Host) -> None:
         self._disturbed.add(at)
-        self._in(at.namespace, "iptables", action, "INPUT", "-s", source.address, "-j", "DROP")
+        self._in(at.namespace, "iptables", "-w", action, "INPUT", "-s", source.address, "-j", "DROP")
 
     def close(self) -> None:
         for namespace in [*(host.namespace for host in self.hosts.values()), self._switch]:
