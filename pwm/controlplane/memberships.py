@@ -58,6 +58,10 @@ class Memberships:
         joining.check_node_name(request.node)
         await self._view.wait_for(0)
         uid = token_uid(request.token.removeprefix(JOIN_PREFIX).rpartition(".")[2])
+        shown = self._token(uid)
+        if shown is None or not shown.spec.join:
+            # Nothing is signed, nor looked up in the store, for who has only invented a token.
+            joining.check_token(shown, request.node, self._node(request.node), now_ms=self._clock.now_ms())
         membership = self._clock.new_id()
         made = self._credentials.certify_node(request.signing_request, request.node, membership)
 
@@ -67,11 +71,9 @@ class Memberships:
             admitted = NodeAdmitted(membership=membership, certificate=made.entry)
             return joining.admit(token, request.node, node, new_uid=self._clock.new_id(), admitted=admitted)
 
-        # Nothing is looked up in the store for who has only invented a token.
-        known = self._token(uid) is not None
         receipt = ReceiptWrite(RECEIPTS_OF, f"{uid}/{request.node}/{certificates.key_digest(key)}", made.chain.encode())
         try:
-            await self._commands.run(decide, actor=_actor(request.node), receipt=receipt if known else None)
+            await self._commands.run(decide, actor=_actor(request.node), receipt=receipt)
         except AlreadyAnswered as before:
             return self._again(request, uid, before)
         return self._welcome(made.chain)
