@@ -65,7 +65,9 @@ async def start_checked(body: bytes) -> int:
     # Counted as ever, and never too many.
     limits = DoorLimits(requests_per_s=1e9, burst=1_000_000_000)
     door = Doorkeeper(limits, journal=plane.audit, unlimited=plane.authorizer.runs_the_cluster)
-    return await start(plane, plane.authenticator.user, plane.authorizer.check_call, door)
+    return await start(
+        plane, plane.authenticator.user, plane.authorizer.check_call, door, recognize=plane.authenticator.recognize
+    )
 
 
 async def start_unchecked(body: bytes) -> int:
@@ -73,7 +75,7 @@ async def start_unchecked(body: bytes) -> int:
     ann = Principal(user=plane.view.by_name("User", "ann"))
 
     async def authenticate(token: str | None, peer: str) -> Principal:
-        return ann
+        raise AssertionError("everybody is recognized")
 
     class Everything:
         def __init__(self, *given: object) -> None:
@@ -91,10 +93,10 @@ async def start_unchecked(body: bytes) -> int:
         def visit(self, address: str, visitor: Any) -> None:
             pass
 
-    return await start(plane, authenticate, lambda *given: None, NoDoor())
+    return await start(plane, authenticate, lambda *given: None, NoDoor(), recognize=lambda *given: ann)
 
 
-async def start(plane: ControlPlane, authenticate: Any, authorize: Any, door: Doorkeeper) -> int:
+async def start(plane: ControlPlane, authenticate: Any, authorize: Any, door: Doorkeeper, **given: Any) -> int:
     gateway = Gateway(
         services=plane.services(),
         authenticate=authenticate,
@@ -104,6 +106,7 @@ async def start(plane: ControlPlane, authenticate: Any, authorize: Any, door: Do
         title="PWM",
         version="0",
         door=door,
+        **given,
     )
     return await gateway.start("127.0.0.1", 0)
 

@@ -72,6 +72,7 @@ async def run(guesses: int, over_http: int) -> dict[str, float]:
     gateway = Gateway(
         services=plane.services(),
         authenticate=plane.authenticator.user,
+        recognize=plane.authenticator.recognize,
         authorize=plane.authorizer.check_call,
         health=plane.health,
         registry=CollectorRegistry(),

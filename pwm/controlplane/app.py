@@ -162,6 +162,7 @@ async def _serve(config: ControllerConfig, plane: ControlPlane, kv: EtcdKV, cert
     gateway = Gateway(
         services=plane.services(),
         authenticate=plane.authenticator.user,
+        recognize=plane.authenticator.recognize,
         authorize=plane.authorizer.check_call,
         redeem=plane.tickets.redeem,
         health=plane.health,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import attrgetter
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import grpc
 
@@ -27,7 +27,11 @@ from pwm.controlplane.errors import ApiError, LoginFailed, refused, unavailable
 from pwm.controlplane.view import View
 
 TOKEN_PREFIX = "pwm_"
+# How clients send a token.
+BEARER = "Bearer "
 FOR_EVER_MS = 1 << 62
+# A token that is used all the time is noted so often.
+NOTED_EVERY_MS = 100
 # Tokens of which it is known whom they speak for: more than are in use at once, and no more than a few megabytes.
 MOST_KNOWN = 10_000
 # Decisions kept of one user: callers choose the names of groups that they ask about.
@@ -93,12 +97,16 @@ def token_uid(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-class _Known(NamedTuple):
+@dataclass(slots=True)
+class _Known:
     """Whom a token was found to be good for: until when, and as long as nobody's rights change."""
 
     principal: Principal
     until_ms: int
     rights: int
+    # The last use that was noted.
+    used_ms: int = 0
+    used_from: str = ""
 
 
 # (uid of a token, its user, from which address, when)
@@ -114,6 +122,23 @@ class Authenticator:
         self._clock = clock
         self._note_use = note_use
         self._known: dict[str, _Known] = {}
+        # The same by the header that a token came in. Hashes of text are keyed: timing tells nothing of what is kept.
+        self._recognized: dict[str, _Known] = {}
+
+    def recognize(self, authorization: str, peer: str) -> Principal | None:
+        """The principal of a header Authorization whose token was looked at before and is as good as it was then.
+
+        None: `user` has to look at it.
+        """
+        known = self._recognized.get(authorization)
+        if known is None or known.rights != self._view.rights or not self._view.synced:
+            return None
+        now_ms = self._clock.now_ms()
+        if now_ms >= known.until_ms:
+            return None
+        if now_ms - known.used_ms >= NOTED_EVERY_MS or known.used_from != peer:
+            self._note(known, peer, now_ms)
+        return known.principal
 
     async def user(self, token: str | None, peer: str) -> Principal:
         """The principal of a user's token; without a token the anonymous one.
@@ -130,18 +155,24 @@ class Authenticator:
             known = self._look(uid, now_ms)
             if len(self._known) >= MOST_KNOWN:
                 self._known.clear()
-            self._known[uid] = known
-        self._note_use(uid, known.principal.name, peer, now_ms)
+                self._recognized.clear()
+            self._known[uid] = self._recognized[BEARER + token] = known
+        self._note(known, peer, now_ms)
         return known.principal
+
+    def _note(self, known: _Known, peer: str, now_ms: int) -> None:
+        known.used_ms, known.used_from = now_ms, peer
+        assert known.principal.token is not None
+        self._note_use(known.principal.token.metadata.uid, known.principal.name, peer, now_ms)
 
     async def holder(self, uid: str, peer: str) -> Principal:
         """As `user`, for whoever holds the token of that id, and has shown something that was given for it."""
         if not self._view.synced:
             await self._reading_is_over()
         now_ms = self._clock.now_ms()
-        principal = self._look(uid, now_ms).principal
-        self._note_use(uid, principal.name, peer, now_ms)
-        return principal
+        known = self._look(uid, now_ms)
+        self._note(known, peer, now_ms)
+        return known.principal
 
     def _look(self, uid: str, now_ms: int) -> _Known:
         """Who a user's token speaks for. Raises ApiError UNAUTHENTICATED."""
@@ -206,6 +237,8 @@ class _Rule(NamedTuple):
     group_of: Callable[[object], str]
     name_of: Callable[[object], str]
     filtered: bool
+    # All that the answer depends on.
+    asked_of: Callable[[object], object]
 
 
 def _rule(access: Access) -> _Rule:
@@ -219,12 +252,13 @@ def _rule(access: Access) -> _Rule:
         group_of=_reader(access.group_field),
         name_of=_reader(access.name_field),
         filtered=access.filtered,
+        asked_of=_reader(*filter(None, (access.kind_field, access.group_field, access.name_field))),
     )
 
 
-def _reader(path: str) -> Callable[[object], str]:
-    """Reads a field of a request, which may be one of a message in it."""
-    return attrgetter(path) if path else lambda request: ""
+def _reader(*paths: str) -> Callable[[object], Any]:
+    """Reads fields of a request, which may be of a message in it: the one, or all as a tuple; "" for none."""
+    return attrgetter(*paths) if any(paths) else lambda request: ""
 
 
 def _name_in(request: object) -> str:
@@ -251,6 +285,8 @@ class Authorizer:
         # What has been decided, by the user's uid, as long as nobody's rights change.
         self._decided: dict[str, dict[_Question, bool]] = {}
         self._decided_at = view.rights
+        # Calls that were let through: whose, with which group to fall back to, of which rpc, and about what.
+        self._let_through: set[tuple[str, str, str, object]] = set()
         self._rules: dict[str, _Rule] = {}
 
     def check_call(self, principal: Principal, access: Access, request: object, method: str) -> None:
@@ -258,6 +294,9 @@ class Authorizer:
         rule = self._rules.get(method)
         if rule is None:
             rule = self._rules[method] = _rule(access)
+        call = principal.uid, principal.default_group, method, rule.asked_of(request)
+        if call in self._let_through and self.view.rights == self._decided_at:
+            return
         if rule.public:
             return
         if principal.user is None:
@@ -278,6 +317,8 @@ class Authorizer:
         if not self.may(principal, rule.verb, kind, group, name):
             about = name or _name_in(request)
             self.require(principal, verb=rule.verb, kind=kind, group=group, name=name, about=about)
+        elif len(self._let_through) < MOST_DECIDED:
+            self._let_through.add(call)
 
     def require(
         self, principal: Principal, *, verb: str, kind: str, group: str = "", name: str = "", about: str = ""
@@ -302,7 +343,7 @@ class Authorizer:
         if principal.user is None:
             return False
         if self.view.rights != self._decided_at:
-            self._decided, self._decided_at = {}, self.view.rights
+            self._decided, self._let_through, self._decided_at = {}, set(), self.view.rights
         decided = self._decided.get(principal.uid)
         if decided is None:
             decided = self._decided[principal.uid] = {}

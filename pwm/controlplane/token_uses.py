@@ -1,7 +1,7 @@
 """When each token was used last, and from where.
 
 Reads are no events, and a write to the store for each request would cost more than most requests. So a replica
-remembers the uses it has seen, to the millisecond, and writes one down for each token in an hour at most: the first
+remembers the uses it has seen, to a tenth of a second, and writes one down for each token in an hour at most: the first
 at once, so that a new token is soon seen to work. Whoever asks gets the newest of what is written down and what the
 replica it asks has seen itself. What other replicas have seen may be an hour old; what a replica that is killed
 has not written down yet is lost.

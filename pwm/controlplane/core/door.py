@@ -19,6 +19,8 @@ from typing import Protocol, TypeVar
 # Addresses without a valid token, and pairs of address and token, that are remembered: a few megabytes.
 MOST_STRANGERS = 20_000
 MOST_VISITORS = 20_000
+# Of a clock that has run for years.
+ROUNDING_S = 1e-6
 # A token that comes back to an address after so long logs in anew.
 VISIT_S = 3600.0
 
@@ -39,10 +41,9 @@ NO_LIMITS = DoorLimits(requests_per_s=0.0, failures=0)
 
 @dataclass(slots=True)
 class _Purse:
-    """How much was left at a moment."""
+    """It holds what has flowed in since the moment up to which all has been spent."""
 
-    left: float
-    at_s: float
+    spent_until_s: float
 
 
 @dataclass(slots=True)
@@ -79,6 +80,9 @@ class Door:
 
     def __init__(self, limits: DoorLimits) -> None:
         self.limits = limits
+        # In which time one request's worth flows into a purse, and what fills it; 0: nobody pays.
+        self._price_s = 1 / limits.requests_per_s if limits.requests_per_s else 0.0
+        self._full_s = limits.burst * self._price_s
         self._visits: dict[tuple[str, str], _Visit] = {}
         self._purses: dict[tuple[str, str], _Purse] = {}
         self._strangers: dict[str, _Purse] = {}
@@ -109,7 +113,7 @@ class Door:
         return visit
 
     def _new_purse(self, now_s: float) -> _Purse:
-        return _Purse(float(self.limits.burst), now_s)
+        return _Purse(now_s - self._full_s)
 
     def knock(self, address: str, now_s: float) -> float:
         """A request without a valid token. Seconds to wait before there is an answer, 0 for none."""
@@ -150,17 +154,14 @@ class Door:
 
     def _pay(self, purse: _Purse, now_s: float) -> float:
         """What a refused request would have cost stays in the purse: who waits as long as told is served."""
-        rate = self.limits.requests_per_s
-        if not rate:
-            return 0.0
-        left = purse.left + (now_s - purse.at_s) * rate
-        if left > self.limits.burst:
-            left = float(self.limits.burst)
-        purse.at_s = now_s
-        if left < 1.0:
-            purse.left = left
-            return (1.0 - left) / rate
-        purse.left = left - 1.0
+        spent_s, full_s = purse.spent_until_s, now_s - self._full_s
+        if spent_s < full_s:
+            spent_s = full_s
+        spent_s += self._price_s
+        wait_s = spent_s - now_s
+        if wait_s > ROUNDING_S:
+            return wait_s
+        purse.spent_until_s = spent_s
         return 0.0
 
     def _forget_failures(self, now_s: float) -> None:

@@ -77,6 +77,8 @@ class Admission(Protocol):
 
 # Who a token from an address speaks for; ApiError if for nobody. None: the anonymous caller of a public rpc.
 Authenticate = Callable[[str | None, str], Awaitable[Principal]]
+# The same of a header Authorization, if it is known already and nothing has changed; None: it has to be authenticated.
+Recognize = Callable[[str, str], Principal | None]
 # Who a ticket from an address speaks for, instead of a token, and what for; ApiError if for nobody.
 Redeem = Callable[[str, str], Awaitable[Admission]]
 # Whether the caller may make this request of this rpc (`ResourceService.Get`); ApiError if not.
@@ -104,6 +106,7 @@ class Gateway:
     """
     services:     the servicers by their descriptors
     authenticate: see Authenticate
+    recognize:    see Recognize; without it each request is authenticated
     authorize:    see Authorize; not asked for public rpcs
     redeem:       see Redeem; without it nobody comes with a ticket
     health:       whether this replica can serve, for /readyz
@@ -124,6 +127,7 @@ class Gateway:
         registry: CollectorRegistry,
         title: str,
         version: str,
+        recognize: Recognize = lambda authorization, peer: None,
         redeem: Redeem | None = None,
         door: Doorkeeper | None = None,
         connections: ConnectionLimits = NO_LIMITS,
@@ -132,6 +136,7 @@ class Gateway:
         most_streams: int = MAX_STREAMS_PER_PRINCIPAL,
     ) -> None:
         self._authenticate = authenticate
+        self._recognize = recognize
         self._authorize = authorize
         self._redeem = redeem
         self._door = door or Doorkeeper()
@@ -250,16 +255,14 @@ class Gateway:
         rpc, access, peer = endpoint.rpc, endpoint.rpc.access, self._door.address(request)
         if access is None:
             raise ApiError(Code.PERMISSION_DENIED, f"{rpc.name} may be called by nobody: it has no access rule")
-        token = requests.bearer_token(request)
-        admission = await self._admission(request, query, peer) if rpc.bidirectional and token is None else None
+        admission = await self._admission(request, query, peer) if rpc.bidirectional else None
         if access.public:
             self._door.knock(peer)
             principal = await self._authenticate(None, peer)
         elif admission is not None:
             principal = admission.principal
         else:
-            principal = await self._identify(token, peer)
-            somebody_is_known(request)
+            principal = await self._identify(request, peer)
         context = CallContext(
             principal=principal,
             peer=peer,
@@ -271,12 +274,12 @@ class Gateway:
         if rpc.call is None:
             raise ApiError(Code.UNIMPLEMENTED, f"{rpc.name} is not offered by this controller")
         if rpc.bidirectional:
-            return await self._exec(endpoint, request, context, token, admission)
+            return await self._exec(endpoint, request, context, admission)
         message = await endpoint.reader.read(request, values, query)
         if not access.public:
             self._authorize(principal, access, message, rpc.name)
         if rpc.streams:
-            return await self._stream(endpoint, request, message, context, token)
+            return await self._stream(endpoint, request, message, context)
         try:
             return await self._unary(endpoint, request, message, context)
         except LoginFailed as error:
@@ -284,8 +287,8 @@ class Gateway:
             self._let_nobody_in(error, peer)
 
     async def _admission(self, request: web.BaseRequest, query: str, peer: str) -> Admission | None:
-        """What a ticket in the query stands for; None where there is none. Raises ApiError."""
-        ticket = requests.ticket(query) if query else ""
+        """What a ticket in the query stands for; None where there is none, or a token. Raises ApiError."""
+        ticket = requests.ticket(query) if query and requests.bearer_token(request) is None else ""
         if not ticket or self._redeem is None:
             return None
         try:
@@ -298,19 +301,25 @@ class Gateway:
         somebody_is_known(request)
         return admission
 
-    async def _identify(self, token: str | None, peer: str) -> Principal:
+    async def _identify(self, request: web.BaseRequest, peer: str) -> Principal:
         """Who shows a token, and that he may ask for more. Raises ApiError."""
+        principal = self._recognize(request.headers.get("Authorization", ""), peer)
+        if principal is None:
+            principal = await self._look_at(requests.bearer_token(request), peer)
+        self._door.visit(peer, principal)
+        somebody_is_known(request)
+        return principal
+
+    async def _look_at(self, token: str | None, peer: str) -> Principal:
         if token is None:
             self._door.knock(peer)
             raise failures.no_token()
         try:
-            principal = await self._authenticate(token, peer)
+            return await self._authenticate(token, peer)
         except ApiError as error:
             if error.code is not Code.UNAUTHENTICATED:
                 raise
             self._let_nobody_in(error, peer)
-        self._door.visit(peer, principal)
-        return principal
 
     def _let_nobody_in(self, error: ApiError, peer: str) -> NoReturn:
         answer = self._door.fail(peer, error)
@@ -342,12 +351,12 @@ class Gateway:
         return await responses.json(request, body, context.request_id, close=self._stopping, ending=ending)
 
     async def _stream(
-        self, endpoint: _Endpoint, request: web.BaseRequest, message: Message, context: CallContext, token: str | None
+        self, endpoint: _Endpoint, request: web.BaseRequest, message: Message, context: CallContext
     ) -> web.StreamResponse:
         rpc = endpoint.rpc
         assert rpc.call is not None
         form = streams.choose_form(request.headers.get("Accept", ""), rpc.response_class, rpc.raw_stream, self._encoder)
-        recheck = self._recheck(rpc, token, context.peer, message)
+        recheck = self._recheck(rpc, requests.bearer_token(request), context.peer, message)
         with (
             self._streams.open(_owner(context), recheck, deadline=context.deadline) as stream,
             endpoint.metrics.streaming(),
@@ -364,17 +373,12 @@ class Gateway:
         return response
 
     async def _exec(
-        self,
-        endpoint: _Endpoint,
-        request: web.BaseRequest,
-        context: CallContext,
-        token: str | None,
-        admission: Admission | None,
+        self, endpoint: _Endpoint, request: web.BaseRequest, context: CallContext, admission: Admission | None
     ) -> web.StreamResponse:
         rpc = endpoint.rpc
 
         async def admit(first: Message) -> Callable[[], Awaitable[None]]:
-            recheck = self._recheck(rpc, token, context.peer, first, admission)
+            recheck = self._recheck(rpc, requests.bearer_token(request), context.peer, first, admission)
             if admission is not None:
                 admission.check(first)
             if rpc.access is not None and not rpc.access.public:
@@ -402,8 +406,7 @@ class Gateway:
     async def _admit_page(self, request: web.BaseRequest, access: Access, name: str) -> None:
         """Lets a caller see a page that is no rpc; ApiError if not."""
         peer = self._door.address(request)
-        principal = await self._identify(requests.bearer_token(request), peer)
-        somebody_is_known(request)
+        principal = await self._identify(request, peer)
         CALL.set(CallContext(principal=principal, peer=peer))
         self._authorize(principal, access, access, name)
 

@@ -132,6 +132,7 @@ async def a_world(limits: DoorLimits = NO_LIMITS, *, provider: Provider | None =
         gateway = Gateway(
             services=plane.services(),
             authenticate=plane.authenticator.user,
+            recognize=plane.authenticator.recognize,
             authorize=plane.authorizer.check_call,
             redeem=plane.tickets.redeem,
             health=plane.health,

@@ -1,7 +1,7 @@
 """Tokens of users: made, listed, used, ended, and never to be found anywhere."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import grpc
@@ -81,7 +81,21 @@ class People:
         return list((await self.service.ListTokens(api.ListTokensRequest(**request), self.context(by))).tokens)
 
     async def who(self, secret: str, address: str = "10.0.0.1") -> str:
-        return (await self.authenticator.user(secret, address)).name
+        return (await self.principal(secret, address)).name
+
+    async def principal(self, secret: str, address: str = "10.0.0.1") -> Principal:
+        recognized = self.recognize(secret, address)
+        try:
+            looked_at = await self.authenticator.user(secret, address)
+        except ApiError:
+            assert recognized is None, "who is not let in is not recognized either"
+            raise
+        assert recognized in (None, looked_at)
+        assert self.recognize(secret, address) is looked_at
+        return looked_at
+
+    def recognize(self, secret: str, address: str = "10.0.0.1") -> Principal | None:
+        return self.authenticator.recognize(f"Bearer {secret}", address)
 
     async def delete_user(self, name: str) -> api.DeleteResponse:
         unused: Any = None
@@ -341,10 +355,40 @@ async def test_whoever_uses_a_token_in_its_last_week_or_its_last_tenth_is_told(
     made = await people.create(**lifetime)
     for ahead_ms, told in ((0, ""), (quiet_ms, ""), (told_ms, made.entry.expires_at.ToJsonString())):
         people.clock.ahead_ms = ahead_ms
-        assert (await people.authenticator.user(made.token, "10.0.0.1")).ending == told
+        assert (await people.principal(made.token)).ending == told
     forever = await people.create(never_expires=True)
     people.clock.ahead_ms = 4_000 * DAY_MS
-    assert (await people.authenticator.user(forever.token, "10.0.0.1")).ending == ""
+    assert (await people.principal(forever.token)).ending == ""
+
+
+async def _revoked(people: People) -> None:
+    await people.revoke("ci")
+
+
+async def _deactivated(people: People) -> None:
+    await people.apply_user("ann", active=False)
+
+
+async def _deleted(people: People) -> None:
+    await people.delete_user("ann")
+
+
+async def _expired(people: People) -> None:
+    people.clock.ahead_ms = 3_600_001
+
+
+@pytest.mark.parametrize("put_out", [_revoked, _deactivated, _deleted, _expired])
+async def test_nobody_is_recognized_by_what_has_ended(
+    people: People, put_out: Callable[[People], Awaitable[None]]
+) -> None:
+    made = await people.create(name="ci", lifetime=HOUR)
+    assert people.recognize(made.token) is None, "nobody has looked at it yet"
+    await people.who(made.token)
+    assert people.recognize(made.token) is not None
+    await put_out(people)
+    assert people.recognize(made.token) is None
+    with pytest.raises(ApiError):
+        await people.who(made.token)
 
 
 async def test_a_deactivated_user_is_out_and_gets_no_tokens(people: People) -> None:
