@@ -84,6 +84,9 @@ async def start_unchecked(body: bytes) -> int:
         def of(self, kind: str, item: Any) -> Any:
             return item
 
+        def through(self, kind: str) -> Any:
+            return lambda item, metadata: item
+
     sys.modules["pwm.controlplane.services.resources"].Sight = Everything  # type: ignore[attr-defined]
 
     class NoDoor(Doorkeeper):

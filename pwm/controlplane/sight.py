@@ -7,7 +7,7 @@ What a caller may not see is left out as if it did not exist. What he may see ca
 its holder: then he gets it without that name.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from pwm.api.v1.agent_pb2 import NodeUsage
@@ -29,10 +29,6 @@ class Sight:
     def __init__(self, authorizer: Authorizer, principal: Principal) -> None:
         self._authorizer = authorizer
         self._principal = principal
-        self._view = authorizer.view
-        # The last question about a group and its answer: the next of 10,000 rows is mostly of the same one.
-        self._asked: tuple[str, str, int] | None = None
-        self._sees_group = False
 
     @property
     def default_group(self) -> str:
@@ -44,14 +40,40 @@ class Sight:
 
     def of(self, kind: str, item: Any) -> Any | None:
         """The item as the caller may see it; None: not at all."""
-        if kind not in _ITEM_BY_ITEM:
-            group = item.metadata.group
-            question = kind, group, self._view.rights
-            if question != self._asked:
-                self._asked, self._sees_group = question, self.may(kind, group=group)
-            if not self._sees_group:
+        if kind in _ITEM_BY_ITEM:
+            return self._by_itself(kind, item)
+        metadata = item.metadata
+        if not self.may(kind, group=metadata.group):
+            return None
+        hides = metadata.uid in self._authorizer.view.notifying
+        return hidden_from(item, self._principal.name) if hides else item
+
+    def through(self, kind: str) -> Callable[[Any, Any], Any | None]:
+        """`of` for many items of a kind, each given with its metadata, which takes time to read.
+
+        A group is asked about once, until somebody's rights change.
+        """
+        if kind in _ITEM_BY_ITEM:
+            return lambda item, metadata: self._by_itself(kind, item)
+        view, rights, sees = self._authorizer.view, -1, dict[str, bool]()
+        viewer = self._principal.name
+
+        def see(item: Any, metadata: Any) -> Any | None:
+            nonlocal rights
+            if rights != view.rights:
+                rights = view.rights
+                sees.clear()
+            group = metadata.group
+            seen = sees.get(group)
+            if seen is None:
+                seen = sees[group] = self.may(kind, group=group)
+            if not seen:
                 return None
-            return hidden_from(item, self._principal.name) if kind == "Workload" else item
+            return hidden_from(item, viewer) if metadata.uid in view.notifying else item
+
+        return see
+
+    def _by_itself(self, kind: str, item: Any) -> Any | None:
         if isinstance(item, Event):
             return self.event(item) if self.sees_event(item) else None
         if isinstance(item, Bind):

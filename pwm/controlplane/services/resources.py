@@ -243,7 +243,7 @@ class ResourceService:
         grouped = kind not in CLUSTER_KINDS
         group = request.group or principal.default_group
         names = frozenset(request.names)
-        sight = Sight(self._authorizer, principal)
+        seen = Sight(self._authorizer, principal).through(kind)
 
         def wanted(item: Any) -> Any | None:
             metadata = item if kind == "Event" else item.metadata
@@ -257,7 +257,7 @@ class ResourceService:
                 return None
             if kind != "Event" and request.selector and not selector(metadata.labels):
                 return None
-            return sight.of(kind, item)
+            return seen(item, metadata)
 
         return wanted
 
