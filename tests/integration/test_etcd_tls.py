@@ -3,6 +3,7 @@
 import asyncio
 import ipaddress
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -86,6 +87,11 @@ class SecureEtcd:
         with (directory / "etcd.log").open("wb") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
+    def listens(self) -> bool:
+        host, _, port = self.address.partition(":")
+        with socket.socket() as probe:
+            return probe.connect_ex((host, int(port))) == 0
+
     def options(self) -> list[str]:
         """What PWM is told."""
         certificate, key = self.authority.issue("pwm")
@@ -97,6 +103,7 @@ def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureEtcd]:
     require_etcd()
     made = SecureEtcd(tmp_path_factory.mktemp("etcd"))
     try:
+        eventually(made.listens, "etcd listens")
         yield made
     finally:
         made.process.kill()
