@@ -2,8 +2,9 @@
 
 Of one resource, of the list of a thousand as `pwm get` prints it, and of the same list as JSON.
 
-Both servers are real: gateway, services, and a view with workloads in it. In one of them every token is taken for a
-certain user's, nobody counts his requests or asks whether he may, and every item is shown. As in bench_gateway.py the
+All servers are real: gateway, services, and a view with workloads in it. In one of them every token is taken for a
+certain user's, nobody asks whether he may, and every item is shown; in another one, besides, nobody counts how often
+he asks, which is no part of the 5 % but shown. As in bench_gateway.py the
 servers run in processes of their own, the same load generator drives them in turns, and each pair of neighbouring runs
 gives one ratio, of requests per second of the server's processor time: what else the machine does touches that less
 than the clock.
@@ -22,7 +23,7 @@ from prometheus_client import CollectorRegistry
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.bench_gateway import PATH, TOKEN, Server, load, workload
-from bench.paired import save, summary
+from bench.paired import Ratio, save, summary
 from pwm.api.v1.identity_pb2 import Token, User
 from pwm.controlplane.auth import Principal, token_uid
 from pwm.controlplane.clock import Clock
@@ -60,18 +61,40 @@ def filled() -> ControlPlane:
     return plane
 
 
+def counting(plane: ControlPlane) -> Doorkeeper:
+    """As ever, and never too many."""
+    limits = DoorLimits(requests_per_s=1e9, burst=1_000_000_000)
+    return Doorkeeper(limits, journal=plane.audit, unlimited=plane.authorizer.runs_the_cluster)
+
+
 async def start_checked(body: bytes) -> int:
     plane = filled()
-    # Counted as ever, and never too many.
-    limits = DoorLimits(requests_per_s=1e9, burst=1_000_000_000)
-    door = Doorkeeper(limits, journal=plane.audit, unlimited=plane.authorizer.runs_the_cluster)
     return await start(
-        plane, plane.authenticator.user, plane.authorizer.check_call, door, recognize=plane.authenticator.recognize
+        plane,
+        plane.authenticator.user,
+        plane.authorizer.check_call,
+        counting(plane),
+        recognize=plane.authenticator.recognize,
     )
 
 
 async def start_unchecked(body: bytes) -> int:
     plane = filled()
+    return await start_open(plane, counting(plane))
+
+
+async def start_uncounted(body: bytes) -> int:
+    class NoDoor(Doorkeeper):
+        def address(self, request: Any) -> str:
+            return "127.0.0.1"
+
+        def visit(self, address: str, visitor: Any) -> None:
+            pass
+
+    return await start_open(filled(), NoDoor())
+
+
+async def start_open(plane: ControlPlane, door: Doorkeeper) -> int:
     ann = Principal(user=plane.view.by_name("User", "ann"))
 
     async def authenticate(token: str | None, peer: str) -> Principal:
@@ -89,14 +112,7 @@ async def start_unchecked(body: bytes) -> int:
 
     sys.modules["pwm.controlplane.services.resources"].Sight = Everything  # type: ignore[attr-defined]
 
-    class NoDoor(Doorkeeper):
-        def address(self, request: Any) -> str:
-            return "127.0.0.1"
-
-        def visit(self, address: str, visitor: Any) -> None:
-            pass
-
-    return await start(plane, authenticate, lambda *given: None, NoDoor(), recognize=lambda *given: ann)
+    return await start(plane, authenticate, lambda *given: None, door, recognize=lambda *given: ann)
 
 
 async def start(plane: ControlPlane, authenticate: Any, authorize: Any, door: Doorkeeper, **given: Any) -> int:
@@ -120,27 +136,36 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5)
     parser.add_argument("--connections", type=int, default=16)
     options = parser.parse_args()
-    servers = [Server(start_checked), Server(start_unchecked)]
+    checked, unchecked, uncounted = servers = [
+        Server(start_checked),
+        Server(start_unchecked),
+        Server(start_uncounted),
+    ]
     try:
 
         def rate(server: Server, path: str) -> float:
             return uvloop.run(load(server, connections=options.connections, seconds=options.seconds, path=path))[1]
 
-        ratios = {}
-        checked, unchecked = servers
-        for name, path in PATHS.items():
+        def compared(path: str, other: Server) -> Ratio:
             measured = []
             for number in range(options.rounds + 1):
                 # Each goes first in every second pair: whoever does is slower.
-                first, second = (checked, unchecked) if number % 2 else (unchecked, checked)
+                first, second = (checked, other) if number % 2 else (other, checked)
                 rates = {first: rate(first, path), second: rate(second, path)}
-                measured.append((rates[checked], rates[unchecked]))
-            ratios[name] = summary(measured[1:])
+                measured.append((rates[checked], rates[other]))
+            return summary(measured[1:])
+
+        ratios = {}
+        for name, path in PATHS.items():
+            ratios[name] = compared(path, unchecked)
             print(ratios[name].line(f"{name}, checked against unchecked", target=f">= {TARGET}", unit=UNIT), flush=True)
+        counted = compared(PATH, uncounted)
+        print(counted.line("GET of one, checked and counted against neither", target="(none)", unit=UNIT), flush=True)
     finally:
         for server in servers:
             server.stop()
-    save("access", {name: ratio.record(f">= {TARGET}") for name, ratio in ratios.items()})
+    record = {name: ratio.record(f">= {TARGET}") for name, ratio in ratios.items()}
+    save("access", {**record, "GET of one, checked and counted": counted.record("(none)")})
 
 
 if __name__ == "__main__":

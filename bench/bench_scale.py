@@ -3,8 +3,9 @@
 - agents: 5,000 agents with heartbeats, and arrays of short containers that make 500 reports a second, for ten
   minutes: CPU of the controllers together (to reach: one core), memory of each (400 MiB), and nodes that became
   NOT_READY by mistake (none);
-- watch: from a change until 50 clients, watching through all three controllers, have all been told, against an etcd
-  put until 50 watchers of etcd itself have been (p99: 2x).
+- watch: from a change until 50 clients, watching through all three controllers, have all been told, against a put of
+  as many bytes until 50 clients that watch etcd itself have been (p99: 2x). Beside it, the same with all 50 watches on
+  one connection to etcd, as only a single client can have them.
 
     python bench/bench_scale.py [--agents 5000] [--minutes 10] [--changes 300] [--only watch,agents]
 """
@@ -19,12 +20,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import orjson
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -49,35 +51,42 @@ TICKS = os.sysconf("SC_CLK_TCK")
 async def watch(cluster: PwmCluster, changes: int) -> dict[str, Any]:
     headers = {"Authorization": f"Bearer {cluster.cli_environment['PWM_TOKEN']}"}
     servers = [f"http://{replica.http}" for replica in cluster.replicas]
-    ours, theirs = [], []
+    took: dict[str, list[float]] = {"ours": [], "etcd": [], "etcd_one_connection": []}
     connector = aiohttp.TCPConnector(limit=0)
-    async with (
-        aiohttp.ClientSession(headers=headers, connector=connector) as session,
-        EtcdKV([cluster.etcd.address]) as kv,
-    ):
-        told, etcd_told = Told(), Told()
+    async with AsyncExitStack() as opened:
+        session = await opened.enter_async_context(aiohttp.ClientSession(headers=headers, connector=connector))
+        kv, *clients = [await opened.enter_async_context(EtcdKV([cluster.etcd.address])) for _ in range(1 + WATCHERS)]
+        told, alone, shared = Told(), Told(), Told()
         tasks = [asyncio.ensure_future(_watch_pwm(session, servers[n % 3], told)) for n in range(WATCHERS)]
         revision = (await kv.range(b"/bench/x")).revision
-        tasks += [asyncio.ensure_future(_watch_etcd(kv, revision, etcd_told)) for _ in range(WATCHERS)]
+        tasks += [asyncio.ensure_future(_watch_etcd(client, b"/bench/x", revision, alone)) for client in clients]
+        tasks += [asyncio.ensure_future(_watch_etcd(kv, b"/bench/y", revision, shared)) for _ in range(WATCHERS)]
         await _apply(session, servers[0], "watched", 0)
+        # As many bytes as a client of ours is told.
+        filling = " " * len(await (await session.get(f"{servers[0]}/v1/resources/workload/watched")).read())
         for number in range(1, changes + 1):
-            began = time.perf_counter()
-            etcd_told.expect(str(number))
-            await kv.put(b"/bench/x", str(number).encode())
-            theirs.append(await etcd_told.all_told() - began)
+            for key, name, watchers in ((b"/bench/x", "etcd", alone), (b"/bench/y", "etcd_one_connection", shared)):
+                began = time.perf_counter()
+                watchers.expect(str(number))
+                await kv.put(key, f"{number}{filling}".encode())
+                took[name].append(await watchers.all_told() - began)
             began = time.perf_counter()
             told.expect(str(number))
             await _apply(session, servers[number % 3], "watched", number)
-            ours.append(await told.all_told() - began)
+            took["ours"].append(await told.all_told() - began)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     figures = {
         f"{side}_{name}_s": _share(values, share)
-        for side, values in (("ours", ours), ("etcd", theirs))
+        for side, values in took.items()
         for name, share in (("p50", 0.5), ("p99", 0.99))
     }
-    ratios = {f"{name}_ratio": figures[f"ours_{name}_s"] / figures[f"etcd_{name}_s"] for name in ("p50", "p99")}
+    ratios = {
+        f"{name}_ratio{side}": figures[f"ours_{name}_s"] / figures[f"etcd{side}_{name}_s"]
+        for name in ("p50", "p99")
+        for side in ("", "_one_connection")
+    }
     return {**figures, **ratios}
 
 
@@ -109,14 +118,14 @@ async def _watch_pwm(session: aiohttp.ClientSession, server: str, told: Told) ->
     timeout = aiohttp.ClientTimeout(total=None)
     async with session.get(f"{server}/v1/watch/workload", timeout=timeout) as response:
         async for line in response.content:
-            resource = json.loads(line).get("result", {}).get("resource") or {}
+            resource = orjson.loads(line).get("result", {}).get("resource") or {}
             told.hear(resource.get("metadata", {}).get("labels", {}).get("number", ""))
 
 
-async def _watch_etcd(kv: EtcdKV, revision: int, told: Told) -> None:
-    async for batch in kv.watch(b"/bench/x", start_revision=revision + 1):
+async def _watch_etcd(kv: EtcdKV, key: bytes, revision: int, told: Told) -> None:
+    async for batch in kv.watch(key, start_revision=revision + 1):
         for event in batch.events:
-            told.hear(event.kv.value.decode())
+            told.hear(event.kv.value.decode().rstrip())
 
 
 async def _apply(session: aiohttp.ClientSession, server: str, name: str, number: int, count: int = 0) -> None:

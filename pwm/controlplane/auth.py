@@ -8,7 +8,7 @@ token that has ended is told how it ended: it was theirs.
 import hashlib
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import attrgetter
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -34,10 +34,29 @@ FOR_EVER_MS = 1 << 62
 NOTED_EVERY_MS = 100
 # Tokens of which it is known whom they speak for: more than are in use at once, and no more than a few megabytes.
 MOST_KNOWN = 10_000
-# Decisions kept of one user: callers choose the names of groups that they ask about.
+# Decisions kept of one caller: callers choose the names of groups that they ask about.
 MOST_DECIDED = 1_000
 # A caller waits so long for a log that is being read anew, which takes a second where there are 100,000 streams.
 READING_LIMIT_S = 5.0
+
+
+# (verb, kind, group, name)
+_Question: TypeAlias = tuple[str, str, str, str]
+
+
+class Decided:
+    """What has been decided about a caller, as long as nobody's rights change."""
+
+    __slots__ = ("answers", "let_through", "rights")
+
+    def __init__(self) -> None:
+        self.begin(-1)
+
+    def begin(self, rights: int) -> None:
+        self.rights = rights
+        self.answers: dict[_Question, bool] = {}
+        # Calls that were allowed: of which rpc, and about what.
+        self.let_through: set[tuple[str, object]] = set()
 
 
 @dataclass(frozen=True)
@@ -55,6 +74,7 @@ class Principal:
     token_id: str = ""
     # When the token ends, if it is soon: `2026-11-22T10:00:00Z`.
     ending: str = ""
+    decided: Decided = field(default_factory=Decided, compare=False, repr=False)
 
     @cached_property
     def name(self) -> str:
@@ -237,7 +257,7 @@ class _Rule(NamedTuple):
     group_of: Callable[[object], str]
     name_of: Callable[[object], str]
     filtered: bool
-    # All that the answer depends on.
+    # All that the answer depends on, for kinds of which nobody has some of his own.
     asked_of: Callable[[object], object]
 
 
@@ -252,7 +272,7 @@ def _rule(access: Access) -> _Rule:
         group_of=_reader(access.group_field),
         name_of=_reader(access.name_field),
         filtered=access.filtered,
-        asked_of=_reader(*filter(None, (access.kind_field, access.group_field, access.name_field))),
+        asked_of=_reader(*filter(None, (access.kind_field, access.group_field))),
     )
 
 
@@ -264,10 +284,6 @@ def _reader(*paths: str) -> Callable[[object], Any]:
 def _name_in(request: object) -> str:
     name = getattr(request, "name", "")
     return name if isinstance(name, str) else ""
-
-
-# (verb, kind, group, name)
-_Question: TypeAlias = tuple[str, str, str, str]
 
 
 class Denied(Protocol):
@@ -282,11 +298,6 @@ class Authorizer:
         self.view = view
         self._denied = denied
         self.roles: Mapping[str, Role] = _RolesByName(view)
-        # What has been decided, by the user's uid, as long as nobody's rights change.
-        self._decided: dict[str, dict[_Question, bool]] = {}
-        self._decided_at = view.rights
-        # Calls that were let through: whose, with which group to fall back to, of which rpc, and about what.
-        self._let_through: set[tuple[str, str, str, object]] = set()
         self._rules: dict[str, _Rule] = {}
 
     def check_call(self, principal: Principal, access: Access, request: object, method: str) -> None:
@@ -294,8 +305,8 @@ class Authorizer:
         rule = self._rules.get(method)
         if rule is None:
             rule = self._rules[method] = _rule(access)
-        call = principal.uid, principal.default_group, method, rule.asked_of(request)
-        if call in self._let_through and self.view.rights == self._decided_at:
+        call, decided = (method, rule.asked_of(request)), principal.decided
+        if call in decided.let_through and decided.rights == self.view.rights:
             return
         if rule.public:
             return
@@ -317,8 +328,8 @@ class Authorizer:
         if not self.may(principal, rule.verb, kind, group, name):
             about = name or _name_in(request)
             self.require(principal, verb=rule.verb, kind=kind, group=group, name=name, about=about)
-        elif len(self._let_through) < MOST_DECIDED:
-            self._let_through.add(call)
+        elif kind not in authz.OWN_KINDS and len(decided.let_through) < MOST_DECIDED:
+            decided.let_through.add(call)
 
     def require(
         self, principal: Principal, *, verb: str, kind: str, group: str = "", name: str = "", about: str = ""
@@ -342,13 +353,11 @@ class Authorizer:
         """Whether the principal holds the verb now, whatever it held when the call or stream began."""
         if principal.user is None:
             return False
-        if self.view.rights != self._decided_at:
-            self._decided, self._let_through, self._decided_at = {}, set(), self.view.rights
-        decided = self._decided.get(principal.uid)
-        if decided is None:
-            decided = self._decided[principal.uid] = {}
+        decided = principal.decided
+        if decided.rights != self.view.rights:
+            decided.begin(self.view.rights)
         question = (verb, kind, group, name if kind in authz.OWN_KINDS else "")
-        allowed = decided.get(question)
+        allowed = decided.answers.get(question)
         if allowed is None:
             user: User | None = self.view.by_name("User", principal.name)
             # Another one of the same name is somebody else.
@@ -357,8 +366,8 @@ class Authorizer:
                 and user.metadata.uid == principal.uid
                 and authz.may(user, self.roles, verb=verb, kind=kind, group=group, name=name)
             )
-            if len(decided) < MOST_DECIDED:
-                decided[question] = allowed
+            if len(decided.answers) < MOST_DECIDED:
+                decided.answers[question] = allowed
         return allowed
 
     def runs_the_cluster(self, principal: Principal) -> bool:

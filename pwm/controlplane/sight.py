@@ -43,7 +43,7 @@ class Sight:
         if kind in _ITEM_BY_ITEM:
             return self._by_itself(kind, item)
         metadata = item.metadata
-        if not self.may(kind, group=metadata.group):
+        if not self._authorizer.may(self._principal, "get", kind, metadata.group):
             return None
         hides = metadata.uid in self._authorizer.view.notifying
         return hidden_from(item, self._principal.name) if hides else item
