@@ -141,20 +141,16 @@ class Authenticator:
         self._view = view
         self._clock = clock
         self._note_use = note_use
+        # By the header that a token comes in. Hashes of text are keyed, so timing tells nothing of what is kept here.
         self._known: dict[str, _Known] = {}
-        # The same by the header that a token came in. Hashes of text are keyed: timing tells nothing of what is kept.
-        self._recognized: dict[str, _Known] = {}
 
     def recognize(self, authorization: str, peer: str) -> Principal | None:
         """The principal of a header Authorization whose token was looked at before and is as good as it was then.
 
         None: `user` has to look at it.
         """
-        known = self._recognized.get(authorization)
-        if known is None or known.rights != self._view.rights or not self._view.synced:
-            return None
-        now_ms = self._clock.now_ms()
-        if now_ms >= known.until_ms:
+        known, now_ms = self._known.get(authorization), self._clock.now_ms()
+        if known is None or not self._is_current(known, now_ms) or not self._view.synced:
             return None
         if now_ms - known.used_ms >= NOTED_EVERY_MS or known.used_from != peer:
             self._note(known, peer, now_ms)
@@ -169,16 +165,20 @@ class Authenticator:
             return ANONYMOUS
         if not self._view.synced:
             await self._reading_is_over()
-        uid, now_ms = token_uid(token), self._clock.now_ms()
-        known = self._known.get(uid)
-        if known is None or known.rights != self._view.rights or now_ms >= known.until_ms:
-            known = self._look(uid, now_ms)
+        header, now_ms = BEARER + token, self._clock.now_ms()
+        known = self._known.get(header)
+        if known is None or not self._is_current(known, now_ms):
+            # What has ended is not kept.
+            self._known.pop(header, None)
+            known = self._look(token_uid(token), now_ms)
             if len(self._known) >= MOST_KNOWN:
                 self._known.clear()
-                self._recognized.clear()
-            self._known[uid] = self._recognized[BEARER + token] = known
+            self._known[header] = known
         self._note(known, peer, now_ms)
         return known.principal
+
+    def _is_current(self, known: _Known, now_ms: int) -> bool:
+        return known.rights == self._view.rights and now_ms < known.until_ms
 
     def _note(self, known: _Known, peer: str, now_ms: int) -> None:
         known.used_ms, known.used_from = now_ms, peer

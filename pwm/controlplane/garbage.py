@@ -18,7 +18,7 @@ YOUNG_OBJECTS = 10_000
 YOUNG_ROUNDS = 10
 # Never by itself: `search` does it.
 NEVER = 1_000_000
-SETTLE_EVERY_S = 10.0
+SETTLE_EVERY_S = 30.0
 ALL_EVERY_S = 3600.0
 
 

@@ -29,7 +29,7 @@ from tests.faults.judge import Findings, Judge, running
 from tests.faults.ledger import Ledger
 from tests.faults.network import Network
 from tests.faults.programme import SCENARIOS, Scenario
-from tests.faults.scenarios import Scene
+from tests.faults.scenarios import LIMIT_S, Scene
 from tests.faults.troubles import why_not
 
 NODES = 3
@@ -44,7 +44,7 @@ async def perform(
     judge, putter = Judge(cluster.etcd_addresses), Putter(cluster.etcd_addresses)
     ledger = Ledger(cluster.servers, cluster.token, image=cluster.image)
     figures: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    tasks = [asyncio.ensure_future(each.run()) for each in (judge, putter, ledger)]
+    *_, writing = tasks = [asyncio.ensure_future(each.run()) for each in (judge, putter, ledger)]
     faults = 0
     try:
         for number in range(BYSTANDERS):
@@ -64,12 +64,18 @@ async def perform(
             print(_lines(scenario.name, figures[scenario.name]), flush=True)
         await asyncio.sleep(2.0)
         after = await asyncio.to_thread(running, cluster.docker.host, cluster.name)
+        await _end(writing)
+        await judge.seen(max(ack.revision for ack in ledger.books.acks), limit_s=LIMIT_S)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _end(*tasks)
     findings = judge.judge(ledger.books, before=before, after=after)
     return figures, findings, faults
+
+
+async def _end(*tasks: "asyncio.Task[None]") -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _all_run(cluster: FaultCluster) -> bool:

@@ -158,6 +158,10 @@ class Judge:
 
         return (await self._until(find, limit_s)).at_s - moment_s
 
+    async def seen(self, revision: int, *, limit_s: float) -> None:
+        """Until every event up to there was seen."""
+        await self._until(lambda: self.revision >= revision or None, limit_s)
+
     async def _until(self, find: Any, limit_s: float) -> Any:
         async with asyncio.timeout(limit_s):
             while (found := find()) is None:

@@ -4,6 +4,7 @@ import asyncio
 import ipaddress
 import os
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -89,8 +90,13 @@ class SecureEtcd:
 
     def listens(self) -> bool:
         host, _, port = self.address.partition(":")
-        with socket.socket() as probe:
-            return probe.connect_ex((host, int(port))) == 0
+        context = ssl.create_default_context(cafile=str(self.authority.file))
+        try:
+            with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as probe:
+                context.wrap_socket(probe, server_hostname=host).close()
+        except OSError:
+            return False
+        return True
 
     def options(self) -> list[str]:
         """What PWM is told."""

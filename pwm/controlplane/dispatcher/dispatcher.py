@@ -288,10 +288,9 @@ class Dispatcher(agent_pb2_grpc.AgentServiceServicer):
         self._sessions[node] = session
         log.info("agent connected", node=node, epoch=session.epoch, version=session.agent_version)
 
-        async def acknowledge(sequence: int) -> None:
-            session.acknowledge(sequence)
-
-        intake = ReportIntake(node=node, guard=guard, view=self._view, commands=self._commands, acknowledge=acknowledge)
+        intake = ReportIntake(
+            node=node, guard=guard, view=self._view, commands=self._commands, acknowledge=session.acknowledge
+        )
         why, silent_ms = "the agent hung up", 0
         try:
             await context.write(SessionResponse(welcome=self._welcome(session)))

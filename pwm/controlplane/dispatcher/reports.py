@@ -7,7 +7,8 @@ holds only while the session's epoch is the node's newest.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 import structlog
 
@@ -19,6 +20,7 @@ from pwm.controlplane.core.decide import Change, change, report_all
 from pwm.controlplane.errors import ApiError
 from pwm.controlplane.store.commits import Guard
 from pwm.controlplane.view import View
+from pwm.lifecycle import ENDED
 
 log = structlog.get_logger(__name__)
 
@@ -26,12 +28,16 @@ log = structlog.get_logger(__name__)
 RETRY_DELAY_S = 0.5
 
 
+class Acknowledge(Protocol):
+    """Told up to which report everything is in the log, and whether the agent waits to hear it."""
+
+    def __call__(self, sequence: int, *, soon: bool) -> None: ...
+
+
 class ReportIntake:
     """Reports of one session, on their way into the log."""
 
-    def __init__(
-        self, *, node: str, guard: Guard, view: View, commands: Commands, acknowledge: Callable[[int], Awaitable[None]]
-    ) -> None:
+    def __init__(self, *, node: str, guard: Guard, view: View, commands: Commands, acknowledge: Acknowledge) -> None:
         self._node = node
         self._guards = (guard,)
         self._view = view
@@ -67,7 +73,8 @@ class ReportIntake:
             async with asyncio.TaskGroup() as group:
                 for part in parts:
                     group.create_task(self._commit({uid: pending[uid] for uid in part}, actor))
-            await self._acknowledge(sequence)
+            # Then the agent removes what has ended; for the rest it only forgets what it reported.
+            self._acknowledge(sequence, soon=any(r.phase in ENDED for each in pending.values() for r in each))
 
     async def _commit(self, reports: dict[str, list[ContainerReported]], actor: Actor) -> None:
         def decide() -> list[Change]:

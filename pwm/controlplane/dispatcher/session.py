@@ -41,6 +41,8 @@ class Session:
         self._set_number = 0
         self._dirty: dict[str, Container | None] = {}
         self._messages: deque[SessionResponse] = deque()
+        # The newest of its reports that is in the log, and that the agent knows to be there.
+        self._logged = self._known_logged = 0
         self._wake = asyncio.Event()
 
     # ---- what goes out
@@ -50,8 +52,11 @@ class Session:
         self._dirty[uid] = container
         self._wake.set()
 
-    def acknowledge(self, sequence: int) -> None:
-        self._send(SessionResponse(acknowledged=ReportsAcknowledged(up_to_sequence=sequence)))
+    def acknowledge(self, sequence: int, *, soon: bool) -> None:
+        """Reports up to there are in the log. Unless somebody waits for it, that is told with what is sent next."""
+        self._logged = sequence
+        if soon:
+            self._wake.set()
 
     def heard(self, number: int, *, now_s: float) -> None:
         """The heartbeat of this number is acknowledged."""
@@ -89,6 +94,9 @@ class Session:
             delta = self._delta()
             if delta is not None:
                 messages.append(delta)
+            if self._logged > self._known_logged:
+                self._known_logged = self._logged
+                messages.append(SessionResponse(acknowledged=ReportsAcknowledged(up_to_sequence=self._logged)))
             if messages:
                 return messages
 

@@ -328,3 +328,19 @@ async def test_an_admin_can_call_a_node_dead_unless_it_is_connected(
     await until(lambda: {container_phase(plane, name) for name in ("moves", "waits")} == {"FAILED"})
     assert phase(plane, "n1") == "LOST"
     assert (await service.ConfirmDead(request, context)).containers == []
+
+
+async def test_that_reports_are_in_the_log_is_told_at_once_when_something_ended_and_else_with_what_comes_next() -> None:
+    session = Session(node="n1", epoch=1, agent_version="3.0.0", now_ms=0)
+    session.acknowledge(3, soon=False)
+    waiting = asyncio.ensure_future(session.outgoing())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    session.heard(7, now_s=1.0)
+    assert [m.WhichOneof("message") for m in await waiting] == ["heard", "acknowledged"]
+    session.acknowledge(5, soon=True)
+    session.acknowledge(6, soon=False)
+    (told,) = await session.outgoing()
+    assert told.acknowledged.up_to_sequence == 6
+    session.heard(8, now_s=2.0)
+    assert [m.WhichOneof("message") for m in await session.outgoing()] == ["heard"], "nothing is told twice"
