@@ -66,13 +66,13 @@ from pwm.controlplane.services.audit import AuditReader
 from pwm.controlplane.services.cluster_status import ClusterStatus
 from pwm.controlplane.services.credits import CreditService
 from pwm.controlplane.services.drill import Drill
-from pwm.controlplane.services.earlier_events import EarlierEvents
 from pwm.controlplane.services.events import EventService
 from pwm.controlplane.services.exec import ExecBridge
 from pwm.controlplane.services.explaining import Explainer
 from pwm.controlplane.services.joining import Joining
 from pwm.controlplane.services.logins import LoginService
 from pwm.controlplane.services.logs import LogReader
+from pwm.controlplane.services.newest_events import NewestEvents
 from pwm.controlplane.services.notices import NoticeService
 from pwm.controlplane.services.resources import ResourceService
 from pwm.controlplane.services.restore import Restore
@@ -429,6 +429,7 @@ class ControlPlane:
             treasury=self.treasury,
             clock=clock,
         )
+        newest_events = NewestEvents(view, self.store, lambda: self.follower.changed_last)
         servicers = {
             "SystemService": SystemService(
                 clock,
@@ -447,6 +448,7 @@ class ControlPlane:
                 stale_since_ms=self.stale_since_ms,
                 store_revision=self.store.revision,
                 observe_contact=self.presence.observe,
+                newest_events=newest_events,
             ),
             "WorkloadService": self._workload_service(),
             "UsageService": UsageService(
@@ -459,7 +461,7 @@ class ControlPlane:
                 authorizer=self.authorizer,
                 clock=clock,
                 stale_since_ms=self.stale_since_ms,
-                earlier=EarlierEvents(self.store, lambda: self.follower.changed_last),
+                newest=newest_events,
             ),
             "TokenService": TokenService(
                 view=view,

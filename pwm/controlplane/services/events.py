@@ -19,14 +19,14 @@ from pwm.controlplane.clock import Clock
 from pwm.controlplane.context import CallContext
 from pwm.controlplane.errors import ApiError, unavailable
 from pwm.controlplane.services.audit import AuditReader
-from pwm.controlplane.services.earlier_events import EarlierEvents, from_stored
 from pwm.controlplane.services.event_text import line
+from pwm.controlplane.services.newest_events import NewestEvents, from_stored
 from pwm.controlplane.services.pulse import Pulse
 from pwm.controlplane.sight import Sight
 from pwm.controlplane.store import errors as store_errors
 from pwm.controlplane.store.commits import StoredEvent, StreamId
 from pwm.controlplane.store.eventstore import EventStore
-from pwm.controlplane.view import RECENT_CHANGES, Resync, View
+from pwm.controlplane.view import Resync, View
 
 DEFAULT_LIMIT = 1_000
 
@@ -41,10 +41,10 @@ class EventService:
         clock: Clock,
         stale_since_ms: Callable[[], int],
         audit: AuditReader,
-        earlier: EarlierEvents,
+        newest: NewestEvents,
     ) -> None:
         self._view = view
-        self._earlier = earlier
+        self._newest_of_all = newest
         self._store = store
         self._authorizer = authorizer
         self._audit = audit
@@ -102,12 +102,12 @@ class EventService:
 
     async def _past(self, request: api.ListEventsRequest, sight: Sight) -> list[Event]:
         if not (request.kind and request.name):
-            return await self._newest_of_all()
+            return await self._newest_of_all.read()
         kind = canonical_kind(request.kind)
         group = request.group or sight.default_group
         state = self._view.by_name(kind, request.name, group=group) or self._view.by_name(kind, request.name)
         if state is None:
-            return await self._newest_of_all()
+            return await self._newest_of_all.read()
         streams = [StreamId(kind, state.metadata.uid)]
         if kind == "Workload":
             streams += [StreamId("Container", c.metadata.uid) for c in self._view.containers_of(state.metadata.uid)]
@@ -117,15 +117,6 @@ class EventService:
                 events.append(stored)
         events.sort(key=lambda stored: (stored.revision, stored.position))
         return [from_stored(stored) for stored in events]
-
-    async def _newest_of_all(self) -> list[Event]:
-        recent = list(self._view.recent_events)
-        try:
-            earlier = await self._earlier.newest(RECENT_CHANGES - len(recent))
-        except store_errors.StoreError:
-            # What is in memory is better than nothing while the store is out of reach.
-            return recent
-        return [*earlier, *recent]
 
     async def _since(self, after: int, upto: int) -> AsyncGenerator[Event, None]:
         """Every event after one revision, up to another. Raises ApiError OUT_OF_RANGE when some are not kept."""

@@ -25,6 +25,7 @@ from pwm.controlplane.errors import ApiError, conflict, invalid, not_found
 from pwm.controlplane.presence import ContactObserver
 from pwm.controlplane.queries import OBSERVED_KINDS, Queries, wrap
 from pwm.controlplane.services.applying import Applier
+from pwm.controlplane.services.newest_events import NewestEvents
 from pwm.controlplane.services.pulse import Pulse
 from pwm.controlplane.services.tables import render
 from pwm.controlplane.services.watched import TEXT_FORMATS, Filter, Watched, in_order
@@ -51,8 +52,10 @@ class ResourceService:
         stale_since_ms: Callable[[], int],
         store_revision: Callable[[], Awaitable[int]],
         observe_contact: Callable[[ContactObserver], None],
+        newest_events: NewestEvents,
     ) -> None:
         """`store_revision` asks the store how far it is; it may raise StoreError."""
+        self._newest_events = newest_events
         self._store_revision = store_revision
         observe_contact(self._contact_changed)
         # Of watches of nodes, whose contact is shown but is no event.
@@ -95,7 +98,8 @@ class ResourceService:
         await self._reach(request.min_revision)
         kind = canonical_kind(request.kind)
         wanted = self._filter(kind, request, context.principal)
-        items = [item for item in map(wanted, self._queries.all(kind)) if item is not None]
+        there = await self._newest_events.read() if kind == "Event" else self._queries.all(kind)
+        items = [item for item in map(wanted, there) if item is not None]
         if kind != "Event":
             items.sort(key=in_order)
         if request.names:

@@ -31,6 +31,7 @@ from pwm.controlplane.services.accounts import AccountReader
 from pwm.controlplane.services.applying import Applier
 from pwm.controlplane.services.joining import Joining
 from pwm.controlplane.services.manifests import MAX_DOCUMENTS, locate, read_request
+from pwm.controlplane.services.newest_events import NewestEvents
 from pwm.controlplane.services.resources import ResourceService
 from pwm.controlplane.services.secrets import SecretApplier
 from pwm.controlplane.services.system import SystemService
@@ -98,6 +99,7 @@ async def server(plane: Plane) -> AsyncIterator[Server]:
         stale_since_ms=lambda: 0,
         store_revision=plane.store.revision,
         observe_contact=lambda observer: None,
+        newest_events=NewestEvents(plane.view, plane.store, lambda: plane.follower.changed_last),
     )
 
     async def authenticate(token: str | None, peer: str) -> Principal:

@@ -23,8 +23,8 @@ from pwm.controlplane.errors import ApiError
 from pwm.controlplane.follower import Follower
 from pwm.controlplane.queries import Queries
 from pwm.controlplane.services import pulse
-from pwm.controlplane.services.earlier_events import EarlierEvents
 from pwm.controlplane.services.events import EventService
+from pwm.controlplane.services.newest_events import NewestEvents
 from pwm.controlplane.services.resources import ResourceService
 from pwm.controlplane.store.commits import StreamId
 from pwm.controlplane.store.kv import Delete
@@ -40,13 +40,13 @@ class Replica:
 
     def __init__(self, plane: Plane, view: View, follower: Follower) -> None:
         self.view = view
-        earlier = EarlierEvents(plane.store, lambda: follower.changed_last)
+        newest = NewestEvents(view, plane.store, lambda: follower.changed_last)
         self.stale_s = 0.0
         self._clock = Clock()
         unused: Any = None
         shared: dict[str, Any] = {"view": view, "authorizer": Authorizer(view), "clock": self._clock}
         self.events = EventService(
-            **shared, store=plane.store, stale_since_ms=self._stale_since_ms, earlier=earlier, audit=unused
+            **shared, store=plane.store, stale_since_ms=self._stale_since_ms, newest=newest, audit=unused
         )
         queries = Queries(view=view, cluster=Cluster(), clock=self._clock, contact=lambda node: Contact(connected=True))
         self.resources = ResourceService(
@@ -57,6 +57,7 @@ class Replica:
             stale_since_ms=self._stale_since_ms,
             store_revision=plane.store.revision,
             observe_contact=lambda observer: None,
+            newest_events=newest,
         )
 
     def _stale_since_ms(self) -> int:
@@ -172,6 +173,8 @@ async def test_a_replica_that_has_just_started_shows_what_happened_before(plane:
         shown = [
             [answer async for answer in r.events.ListEvents(request, context())] for r in (late, first_replica(plane))
         ]
+        listed = await late.resources.List(api.ListRequest(kind="Event", group=GROUP), context())
+    assert [(item.event.name, item.event.version) for item in listed.items] == told(shown[0])
     assert told(shown[0]) == told(shown[1]) == [("a", 1), ("a", 2), ("a", 3), ("b", 1), ("b", 2), ("a", 4)]
 
 

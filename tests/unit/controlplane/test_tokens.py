@@ -102,7 +102,7 @@ class People:
         service = ResourceService(
             view=self.plane.view, queries=unused, commands=self.plane.commands, applier=unused,
             authorizer=Authorizer(self.plane.view), clock=self.clock, stale_since_ms=lambda: 0,
-            store_revision=self.plane.store.revision, observe_contact=lambda observer: None,
+            store_revision=self.plane.store.revision, observe_contact=lambda observer: None, newest_events=unused,
         )  # fmt: skip
         return await service.Delete(api.DeleteRequest(kind="User", name=name), self.context("root"))
 

@@ -13,8 +13,8 @@ from pwm.controlplane.core.decide import Change
 from pwm.controlplane.core.nodes import Contact
 from pwm.controlplane.core.scheduling.cluster import Cluster
 from pwm.controlplane.queries import Queries
-from pwm.controlplane.services.earlier_events import EarlierEvents
 from pwm.controlplane.services.events import EventService
+from pwm.controlplane.services.newest_events import NewestEvents
 from pwm.controlplane.services.resources import ResourceService
 from tests.unit.controlplane.conftest import ACTOR, Plane, add_user
 
@@ -47,6 +47,7 @@ def resources(plane: Plane) -> ResourceService:
         stale_since_ms=lambda: 0,
         store_revision=plane.store.revision,
         observe_contact=lambda observer: None,
+        newest_events=NewestEvents(plane.view, plane.store, lambda: plane.follower.changed_last),
     )
 
 
@@ -78,7 +79,7 @@ async def test_events_of_all_groups_leave_out_those_of_others(both_groups: Plane
         authorizer=Authorizer(both_groups.view),
         clock=Clock(),
         stale_since_ms=lambda: 0,
-        earlier=EarlierEvents(both_groups.store, lambda: both_groups.follower.changed_last),
+        newest=NewestEvents(both_groups.view, both_groups.store, lambda: both_groups.follower.changed_last),
     )
     answers = service.ListEvents(api.ListEventsRequest(kind="Workload", all_groups=True), context)
     assert [answer.event.group async for answer in answers] == [SEEN]

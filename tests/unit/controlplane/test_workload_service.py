@@ -69,6 +69,7 @@ async def test_a_retried_delete_is_answered_like_the_first_and_spares_what_has_b
     service = ResourceService(
         view=plane.view, queries=unused, commands=plane.commands, applier=unused, authorizer=unused, clock=Clock(),
         stale_since_ms=lambda: 0, store_revision=plane.store.revision, observe_contact=lambda observer: None,
+        newest_events=unused,
     )  # fmt: skip
     await create(plane, "w")
     request = api.DeleteRequest(kind="Workload", name="train", group="g")

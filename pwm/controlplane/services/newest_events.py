@@ -1,4 +1,4 @@
-"""What happened before this replica began to follow the log.
+"""The newest of all that happened, also before this replica began to follow the log.
 
 The view only remembers what it was told since it was loaded. So that `pwm events` shows the same on a replica that
 has just been started, the newest of what was before is read from the store when somebody first asks: of the
@@ -10,25 +10,36 @@ from collections.abc import Callable, Sequence
 
 from pwm.api.v1.events_pb2 import Event
 from pwm.controlplane.follower import NOTED_STREAMS
+from pwm.controlplane.store import errors as store_errors
 from pwm.controlplane.store.commits import StoredEvent, StoredHead
 from pwm.controlplane.store.eventstore import EventStore
+from pwm.controlplane.view import RECENT_CHANGES, View
 
 # Of one stream; a resource that changed more often is not all that people want to see.
 EVENTS_OF_A_STREAM = 100
 READS_AT_ONCE = 16
 
 
-class EarlierEvents:
-    def __init__(self, store: EventStore, changed_last: Callable[[], Sequence[StoredHead]]) -> None:
+class NewestEvents:
+    def __init__(self, view: View, store: EventStore, changed_last: Callable[[], Sequence[StoredHead]]) -> None:
         """`changed_last`: the follower's; another list once the view was loaded anew."""
+        self._view = view
         self._store = store
         self._changed_last = changed_last
         self._read_for: Sequence[StoredHead] = ()
         self._events: list[Event] = []
         self._reading = asyncio.Lock()
 
-    async def newest(self, limit: int) -> list[Event]:
-        """At most so many, oldest first. Raises StoreError."""
+    async def read(self) -> list[Event]:
+        """As many as a replica remembers that has run for long, oldest first."""
+        recent = list(self._view.recent_events)
+        try:
+            return [*await self._earlier(RECENT_CHANGES - len(recent)), *recent]
+        except store_errors.StoreError:
+            # What is in memory is better than nothing while the store is out of reach.
+            return recent
+
+    async def _earlier(self, limit: int) -> list[Event]:
         if limit <= 0:
             return []
         async with self._reading:
