@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+import time
 
 from pwm.cli import exit_codes
 from pwm.cli.command import SCOPE, Argument, Command, Option, whole_number
@@ -238,14 +239,17 @@ class Detached(BaseException):
 
 # Among numbers of signals.
 _NO_SIGNAL = b"\0"
+# Between attempts to break the main thread off.
+_POKE_EVERY_S = 0.02
 
 
 class Interrupts:
     """Ctrl-C and SIGTERM while attached: the first stops the workload, the second leaves it.
 
     The first must not break into the stream of output, which goes on until the container has ended, so the stop is
-    sent by a thread with a client of its own. That thread hears of the signal by itself: Python runs a handler
-    between two steps of the main thread, which may have just begun to wait for output when the signal came.
+    sent by a thread with a client of its own. Signals are counted by another thread, which hears of each by itself:
+    Python runs a handler between two steps of the main thread, once for all signals of a kind that came meanwhile, and
+    the main thread may have just begun to wait for output when one came. So at the second it is poked until it notices.
     """
 
     def __init__(self, invocation: Invocation, target: Target, line: StatusLine) -> None:
@@ -253,7 +257,8 @@ class Interrupts:
         self._target = target
         self._line = line
         self._handlers: dict[int, Any] = {}
-        self._received = 0
+        # Whether it is to be left, and whether it is over: the main thread has noticed, or has come to the end by itself.
+        self._left = self._settled = False
         self._heard, self._wake = os.pipe()
         self._before = -1
         self._listening = threading.Thread(target=self._listen, name="interrupts", daemon=True)
@@ -279,20 +284,30 @@ class Interrupts:
         os.close(self._heard)
 
     def settle(self) -> None:
-        """Waits until a stop that was asked for has been sent."""
+        """From now on nothing is broken off. Waits until a stop that was asked for has been sent."""
+        self._settled = True
         os.write(self._wake, _NO_SIGNAL)
         self._listening.join()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self._received += 1
-        if self._received > 1:
+        if self._left and not self._settled:
+            self._settled = True
             raise Detached
 
     def _listen(self) -> None:
-        number = os.read(self._heard, 1)
-        if number and number != _NO_SIGNAL:
-            self.exit_code = 128 + number[0]
-            self._stop()
+        stopping: threading.Thread | None = None
+        while (number := os.read(self._heard, 1)) not in (b"", _NO_SIGNAL):
+            if stopping is None:
+                self.exit_code = 128 + number[0]
+                stopping = threading.Thread(target=self._stop, name="stop", daemon=True)
+                stopping.start()
+            elif not self._settled:
+                self._left = True
+                time.sleep(_POKE_EVERY_S)
+                # Is heard here as well: so it goes on until it was noticed.
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        if stopping is not None:
+            stopping.join()
 
     def _stop(self) -> None:
         from pwm.cli.client import Client

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,9 +15,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from pwm.cli.commands.run import Interrupts, volume_mount, workload_document
+from pwm.cli.commands.run import Detached, Interrupts, volume_mount, workload_document
 from pwm.cli.names import ADJECTIVES, NOUNS, readable_name
 from pwm.cli.progress import StatusLine
+from tests.patience import PATIENCE_S
 from tests.unit.cli_streams.conftest import Pwm
 from tests.unit.cli_streams.fake_server import END, FakeServer, cursor, frame
 from tests.unit.cli_streams.test_logs_and_inspect import workload
@@ -134,7 +136,7 @@ def test_the_first_interrupt_stops_the_workload_and_its_last_output_still_comes(
         assert process.stdout is not None
         assert process.stdout.readline() == b"working\n"
         process.send_signal(number)
-        assert process.wait(20) == code
+        assert process.wait(PATIENCE_S) == code
     assert cluster.stopped.is_set()
 
 
@@ -152,7 +154,7 @@ def test_an_interrupt_that_comes_just_before_a_read_stops_it_too() -> None:
         try:
             other = threading.Thread(target=_take, args=(signal.SIGTERM, threading.get_native_id()))
             other.start()
-            assert stopped.wait(20), "the main thread has not been given anything to do"
+            assert stopped.wait(PATIENCE_S), "the main thread has not been given anything to do"
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
             other.join()
@@ -160,7 +162,31 @@ def test_an_interrupt_that_comes_just_before_a_read_stops_it_too() -> None:
     assert interrupts.exit_code == 143
 
 
-def _take(number: signal.Signals, waiting: int) -> None:
+def test_a_second_interrupt_that_comes_just_before_a_read_breaks_it_off_too() -> None:
+    class Heard(Interrupts):
+        def _stop(self) -> None:
+            pass
+
+    unused: Any = None
+    reading, writing = os.pipe()
+    with Heard(unused, unused, StatusLine(io.StringIO())) as interrupts:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        try:
+            other = threading.Thread(target=_take, args=(signal.SIGTERM, threading.get_native_id(), 2))
+            other.start()
+            with pytest.raises(Detached):
+                os.read(reading, 1)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+            other.join()
+            os.close(writing)
+        assert os.read(reading, 1) == b"", "nothing more is broken off"
+        interrupts.settle()
+    os.close(reading)
+    assert interrupts.exit_code == 143
+
+
+def _take(number: signal.Signals, waiting: int, times: int = 1) -> None:
     """Takes the signal once that thread waits, as it does at many looks in a row."""
     asleep = 0
     while asleep < 20:
@@ -168,7 +194,8 @@ def _take(number: signal.Signals, waiting: int) -> None:
         asleep = asleep + 1 if state == "S" else 0
         time.sleep(0.001)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
-    signal.pthread_kill(threading.get_ident(), number)
+    for _ in range(times):
+        signal.pthread_kill(threading.get_ident(), number)
 
 
 def test_the_second_interrupt_leaves_the_workload_to_itself(server: FakeServer, environment: dict[str, str]) -> None:
@@ -186,7 +213,7 @@ def test_the_second_interrupt_leaves_the_workload_to_itself(server: FakeServer, 
         process.send_signal(signal.SIGINT)
         assert b"stopping train" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        assert process.wait(PATIENCE_S) == 130
         assert b"left train to itself" in process.stderr.read()
     assert not cluster.deleted
 
