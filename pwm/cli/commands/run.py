@@ -257,7 +257,7 @@ class Interrupts:
         self._target = target
         self._line = line
         self._handlers: dict[int, Any] = {}
-        # Whether it is to be left, and whether it is over: the main thread has noticed, or has come to the end by itself.
+        # Whether it is to be left, and whether it is over: main has noticed, or has come to the end by itself.
         self._left = self._settled = False
         self._heard, self._wake = os.pipe()
         self._before = -1
