@@ -165,7 +165,7 @@ class PwmCluster:
     def stop(self, part: str) -> None:
         process = self._processes.pop(part)
         process.terminate()
-        process.wait(timeout=20)
+        process.wait(PATIENCE_S)
 
     def mend(self) -> None:
         """Start whatever does not run, so that the next test finds a whole cluster."""

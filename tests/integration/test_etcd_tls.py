@@ -146,7 +146,7 @@ def test_a_cluster_begins_and_runs_on_an_etcd_that_wants_certificates(etcd: Secu
         assert "117.7MiB" in status().stdout, "the quota, which old versions of etcd tell in their metrics only"
     finally:
         controller.terminate()
-        controller.wait(20)
+        controller.wait(PATIENCE_S)
 
 
 @pytest.mark.parametrize(

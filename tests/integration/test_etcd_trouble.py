@@ -108,7 +108,7 @@ def ask(
     if key:
         headers["Idempotency-Key"] = key
     begun = time.monotonic()
-    connection = http.client.HTTPConnection(pwm.replica(part).http, timeout=30)
+    connection = http.client.HTTPConnection(pwm.replica(part).http, timeout=PATIENCE_S)
     try:
         connection.request(method, path, body=json.dumps(body) if body is not None else None, headers=headers)
         response = connection.getresponse()
@@ -201,7 +201,7 @@ def leading(pwm: PwmCluster) -> set[str]:
 
 
 def metric(pwm: PwmCluster, name: str, part: str) -> float:
-    connection = http.client.HTTPConnection(pwm.replica(part).http, timeout=5)
+    connection = http.client.HTTPConnection(pwm.replica(part).http, timeout=PATIENCE_S)
     try:
         connection.request("GET", "/metrics", headers=authorization(pwm))
         text = connection.getresponse().read().decode()

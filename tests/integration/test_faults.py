@@ -19,6 +19,7 @@ import pytest
 from pwm.images import ensure_busybox
 from tests.docker_engine import IsolatedDockerdFactory
 from tests.integration.registry import Registry
+from tests.patience import PATIENCE_S
 from tests.pwm_cluster import PwmCluster, eventually, manifest
 
 pytestmark = [pytest.mark.etcd, pytest.mark.docker]
@@ -395,7 +396,7 @@ class Follower:
         return self.file.read_text()
 
     def wait(self) -> int:
-        return self.child.wait(timeout=30)
+        return self.child.wait(PATIENCE_S)
 
 
 @contextmanager
@@ -437,7 +438,7 @@ def registry(*, layer_delay_s: float) -> Iterator[Registry]:
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        assert ready.wait(10), "the registry does not serve"
+        assert ready.wait(PATIENCE_S), "the registry does not serve"
         yield served
     finally:
         end: Callable[[], None] = ended.set

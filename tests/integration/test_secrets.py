@@ -21,6 +21,7 @@ import pytest
 
 from pwm.controlplane.store.etcd import EtcdKV
 from tests.integration.registry import Registry
+from tests.patience import PATIENCE_S
 from tests.pwm_cluster import PwmCluster, eventually, manifest
 
 pytestmark = [pytest.mark.etcd, pytest.mark.docker]
@@ -218,7 +219,7 @@ def registry() -> Iterator[str]:
     thread = Thread(target=asyncio.run, args=(serve(),))
     thread.start()
     try:
-        assert served.wait(10)
+        assert served.wait(PATIENCE_S)
         yield made.address
     finally:
         done.set()

@@ -22,6 +22,7 @@ from pwm.cli.errors import CliError
 from pwm.cli.http1 import Server
 from pwm.cli.profiles import Profile
 from pwm.cli.topui.feed import Feed
+from tests.patience import PATIENCE_S
 from tests.pwm_cluster import PwmCluster, eventually, manifest
 
 pytestmark = [pytest.mark.etcd, pytest.mark.docker]
@@ -83,16 +84,16 @@ class Follower:
 
     def end(self) -> int:
         """Its exit code, once all it printed has been read."""
-        code = self.process.wait(30)
+        code = self.process.wait(PATIENCE_S)
         for thread in self._threads:
-            thread.join(10)
+            thread.join(PATIENCE_S)
         return code
 
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
         for thread in self._threads:
-            thread.join(10)
+            thread.join(PATIENCE_S)
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             assert stream is not None
             stream.close()
@@ -393,7 +394,7 @@ class AnswerThief:
         # Closing alone does not wake who waits in accept.
         self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
-        self._thread.join(10)
+        self._thread.join(PATIENCE_S)
 
 
 def _whole(message: bytes) -> int:

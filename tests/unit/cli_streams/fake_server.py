@@ -13,6 +13,8 @@ from typing import Any
 
 from aiohttp import web
 
+from tests.patience import PATIENCE_S
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -88,10 +90,10 @@ def serving() -> Iterator[FakeServer]:
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), name="fake-server")
     thread.start()
     try:
-        assert ready.wait(10)
+        assert ready.wait(PATIENCE_S)
         yield server
     finally:
         loop.call_soon_threadsafe(over.set)
-        thread.join(10)
+        thread.join(PATIENCE_S)
         loop.close()
         assert not thread.is_alive()

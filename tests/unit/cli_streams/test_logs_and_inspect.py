@@ -7,6 +7,7 @@ from typing import Any
 from aiohttp import web
 
 from pwm.cli import exit_codes
+from tests.patience import PATIENCE_S
 from tests.unit.cli_streams.conftest import Pwm
 from tests.unit.cli_streams.fake_server import END, FakeServer, cursor, frame
 
@@ -127,7 +128,7 @@ def test_a_reader_that_leaves_ends_the_logs_quietly(server: FakeServer, environm
         assert process.stderr is not None
         assert process.stdout.readline() == b"y\n"
         process.stdout.close()
-        assert process.wait(20) == exit_codes.BROKEN_PIPE
+        assert process.wait(PATIENCE_S) == exit_codes.BROKEN_PIPE
         assert process.stderr.read() == b""
 
 

@@ -15,6 +15,7 @@ from pwm.controlplane.core.evolve import understood
 from pwm.controlplane.store.commits import Commit, StreamId, StreamWrite
 from pwm.controlplane.verify import verify
 from pwm.controlplane.view import SUBSCRIPTION_LIMIT, Entry, OutOfStep, Resync, View
+from tests.patience import PATIENCE_S
 from tests.unit.controlplane.conftest import ACTOR, Plane
 
 
@@ -65,7 +66,7 @@ def test_a_hole_in_a_stream_is_noticed() -> None:
 
 async def test_waiting_for_a_revision_ends_when_it_is_folded() -> None:
     view = loaded_view()
-    waiting = asyncio.create_task(view.wait_for(5, timeout_s=5))
+    waiting = asyncio.create_task(view.wait_for(5, timeout_s=PATIENCE_S))
     await asyncio.sleep(0)
     view.advance(4)
     await asyncio.sleep(0)
@@ -191,7 +192,7 @@ async def test_a_follower_goes_on_over_events_of_a_newer_version_and_keeps_what_
     after.metadata.version = 2
     write = StreamWrite(head.stream, 1, head.revision, (tomorrow,), after.SerializeToString())
     revision = await plane.store.append(Commit(id="c", writes=(write,)))
-    await plane.view.wait_for(revision, timeout_s=5)
+    await plane.view.wait_for(revision, timeout_s=PATIENCE_S)
     held = plane.view.get("Group", "g")
     assert held == after
     await plane.commands.run(lambda: [change(held, ev.GroupApplied(labels={"a": "b"}))], actor=ACTOR)

@@ -42,6 +42,7 @@ from pwm.controlplane.context import CallContext
 from pwm.controlplane.errors import ApiError, not_found
 from pwm.controlplane.gateway import Gateway, HealthReport
 from pwm.controlplane.gateway.doorkeeper import Doorkeeper
+from tests.patience import PATIENCE_S
 
 TOKEN = "pwm_ann"
 OTHER_TOKEN = "pwm_bob"
@@ -412,7 +413,7 @@ class Running:
         return await self.ask("GET", path, headers={key.replace("_", "-"): value for key, value in headers.items()})
 
     def _ask(self, method: str, path: str, body: Any, headers: dict[str, str]) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
         try:
             if body is not None and not isinstance(body, bytes):
                 body = json.dumps(body).encode()

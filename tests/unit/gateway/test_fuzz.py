@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pwm.api.v1 import services_pb2 as s
 from pwm.controlplane.gateway.routes import Route, Routes
+from tests.patience import PATIENCE_S
 
 ROUTES = [
     route
@@ -95,7 +96,7 @@ async def test_random_bytes_do_not_hang_or_break_the_server(gateway: Any) -> Non
     @given(st.binary(max_size=200))
     @settings(max_examples=100, deadline=None, database=None)
     def send(sent: bytes) -> None:
-        with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as connection:
+        with socket.create_connection(("127.0.0.1", gateway.port), timeout=PATIENCE_S) as connection:
             connection.sendall(sent + b"\r\n\r\n")
             connection.shutdown(socket.SHUT_WR)
             answer = b""

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
+from tests.patience import PATIENCE_S
+
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
 
 # What the fakes leave out on purpose answers 501, and a WebSocket is no request.
@@ -31,7 +33,7 @@ async def test_what_the_document_allows_is_answered_as_it_says(gateway: Any) -> 
             phases=[Phase.generate],
         )
         def call(case: Any) -> None:
-            answer = case.call(headers={"Authorization": "Bearer pwm_ann"}, timeout=10)
+            answer = case.call(headers={"Authorization": "Bearer pwm_ann"}, timeout=PATIENCE_S)
             if answer.status_code == 400 and b"out of range" in answer.content:
                 return  # no pattern says where 64 bits end
             assert answer.status_code == 200, answer.content

@@ -34,6 +34,7 @@ from pwm.controlplane.credentials import CannotServe, Credentials, GivenCertific
 from pwm.controlplane.store.keys import Keys
 from pwm.controlplane.store.memory import MemoryKV
 from pwm.trust import TrustError, bundle_id, find_authorities, parse_fingerprint, pinned
+from tests.patience import PATIENCE_S
 
 KEYS = Keys(b"/t/")
 HOUR_MS = 3_600_000
@@ -94,7 +95,7 @@ async def who(port: int, credentials: grpc.ChannelCredentials) -> str:
     options = (("grpc.ssl_target_name_override", SERVER_NAME),)
     async with grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials, options) as channel:
         try:
-            answer: bytes = await channel.unary_unary("/t.T/Who")(b"", timeout=10)
+            answer: bytes = await channel.unary_unary("/t.T/Who")(b"", timeout=PATIENCE_S)
         except grpc.aio.AioRpcError as error:
             return "" if error.code() == grpc.StatusCode.UNAVAILABLE else str(error)
     return answer.decode()
