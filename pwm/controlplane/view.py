@@ -135,7 +135,10 @@ class View:
             self._by_workload[spec.workload_uid][uid] = message
             self._by_node[spec.node][uid] = message
         else:
-            self._index(kind, uid, None, message)
+            metadata = message.metadata
+            self._names[kind, metadata.group, metadata.name] = uid
+            if kind == "Workload" and message.spec.HasField("notify"):
+                self.notifying.add(uid)
 
     def clear(self) -> None:
         """Forget everything before a rebuild; who follows is told to start over."""
