@@ -42,11 +42,9 @@ class Sight:
         """The item as the caller may see it; None: not at all."""
         if kind in _ITEM_BY_ITEM:
             return self._by_itself(kind, item)
-        metadata = item.metadata
-        if not self._authorizer.may(self._principal, "get", kind, metadata.group):
+        if not self._authorizer.may(self._principal, "get", kind, item.metadata.group):
             return None
-        hides = metadata.uid in self._authorizer.view.notifying
-        return hidden_from(item, self._principal.name) if hides else item
+        return hidden_from(item, self._principal.name) if kind == "Workload" else item
 
     def through(self, kind: str) -> Callable[[Any, Any], Any | None]:
         """`of` for many items of a kind, each given with its metadata, which takes time to read.
@@ -56,7 +54,7 @@ class Sight:
         if kind in _ITEM_BY_ITEM:
             return lambda item, metadata: self._by_itself(kind, item)
         view, rights, sees = self._authorizer.view, -1, dict[str, bool]()
-        viewer = self._principal.name
+        hides, viewer = kind == "Workload", self._principal.name
 
         def see(item: Any, metadata: Any) -> Any | None:
             nonlocal rights
@@ -69,7 +67,7 @@ class Sight:
                 seen = sees[group] = self.may(kind, group=group)
             if not seen:
                 return None
-            return hidden_from(item, viewer) if metadata.uid in view.notifying else item
+            return hidden_from(item, viewer) if hides else item
 
         return see
 

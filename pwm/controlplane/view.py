@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pwm.api.v1.events_pb2 import Event
-from pwm.api.v1.workload_pb2 import Container, Workload
+from pwm.api.v1.workload_pb2 import Container
 from pwm.controlplane.core.evolve import STATE_TYPES, State, evolve
 
 # Changes a subscriber may lag behind before it is told to start over.
@@ -63,8 +63,6 @@ class View:
         self.synced = False
         # Grows when somebody may do more or less than before, or everything is forgotten or has been read anew.
         self.rights = 0
-        # Workloads that name addresses to notify, by uid: not everybody sees those.
-        self.notifying: set[str] = set()
         self.recent: deque[ViewChange] = deque()
         # All changes after this revision are in `recent`.
         self.recent_after = 0
@@ -137,15 +135,12 @@ class View:
         else:
             metadata = message.metadata
             self._names[kind, metadata.group, metadata.name] = uid
-            if kind == "Workload" and message.spec.HasField("notify"):
-                self.notifying.add(uid)
 
     def clear(self) -> None:
         """Forget everything before a rebuild; who follows is told to start over."""
         for entries in self._kinds.values():
             entries.clear()
         self._names.clear()
-        self.notifying.clear()
         self._by_workload.clear()
         self._by_node.clear()
         self.recent.clear()
@@ -239,10 +234,6 @@ class View:
                 self._names[key] = uid
             elif self._names.get(key) == uid:
                 del self._names[key]
-            if isinstance(after, Workload) and after.spec.HasField("notify"):
-                self.notifying.add(uid)
-            else:
-                self.notifying.discard(uid)
 
     # ---- following
 

@@ -259,7 +259,7 @@ class Writers:
 
 
 @pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])
-def test_the_loss_of_any_one_member_costs_no_more_than_a_moment(three: PwmCluster, how: signal.Signals) -> None:
+def test_the_loss_of_any_one_member_loses_no_write_and_stops_none(three: PwmCluster, how: signal.Signals) -> None:
     members, before = members_of(three), process(three)
     for victim in list(members.members):
         with Writers(three, ["controller", "controller-2"]) as writers:

@@ -261,6 +261,7 @@ class Interrupts:
         self._left = self._settled = False
         self._heard, self._wake = os.pipe()
         self._before = -1
+        self._main = threading.get_ident()
         self._listening = threading.Thread(target=self._listen, name="interrupts", daemon=True)
         # What to end with because of a signal; 0: none came.
         self.exit_code = 0
@@ -305,7 +306,7 @@ class Interrupts:
                 self._left = True
                 time.sleep(_POKE_EVERY_S)
                 # Is heard here as well: so it goes on until it was noticed.
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                signal.pthread_kill(self._main, signal.SIGINT)
         if stopping is not None:
             stopping.join()
 

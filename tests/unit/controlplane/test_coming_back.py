@@ -11,7 +11,9 @@ import pytest
 
 from pwm.api.v1 import events_pb2 as ev
 from pwm.api.v1 import services_pb2 as api
+from pwm.api.v1.common_pb2 import Actor
 from pwm.api.v1.identity_pb2 import User
+from pwm.api.v1.workload_pb2 import Notify, WorkloadSpec
 from pwm.controlplane import view as views
 from pwm.controlplane.auth import Authorizer, Principal
 from pwm.controlplane.clock import Clock
@@ -361,3 +363,18 @@ async def test_a_client_that_is_cut_anywhere_ends_with_the_list_as_it_is(plane: 
         there_is = Screen()
         there_is.take(await listed(second))
     assert screen.shown == there_is.shown
+
+
+async def test_what_is_hidden_of_a_workload_stays_hidden_when_who_comes_back_is_told_that_it_is_gone(
+    plane: Plane,
+) -> None:
+    address = "tgram://123456/7890"
+    spec = WorkloadSpec(notify=Notify(to=[address]))
+    new = Change("Workload", "w", "a", GROUP, None, (ev.WorkloadApplied(spec=spec, generation=1, first_attempt=1),))
+    await plane.commands.run(lambda: [new], actor=Actor(type=Actor.USER, name="eve"))
+    reached = plane.view.revision
+    await remove(plane, "a")
+    async with aclosing(first_replica(plane).watch(after=reached)) as stream:
+        gone = await anext(stream)
+    assert gone.type == api.WatchResponse.DELETED
+    assert list(gone.resource.workload.spec.notify.to) == ["tgram://***"]

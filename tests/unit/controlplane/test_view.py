@@ -1,14 +1,12 @@
 """The view: the fold of the log, and how others hear of it."""
 
 import asyncio
-from typing import Any
 
 import pytest
 
 from pwm.api.v1 import events_pb2 as ev
 from pwm.api.v1.common_pb2 import Metadata
 from pwm.api.v1.identity_pb2 import Group
-from pwm.api.v1.workload_pb2 import Notify, Workload, WorkloadSpec
 from pwm.controlplane.audit import AuditLog
 from pwm.controlplane.core.decide import Change, change
 from pwm.controlplane.core.evolve import understood
@@ -34,27 +32,6 @@ def test_an_event_that_is_known_already_is_passed_over() -> None:
     view.apply(applied(1), 2)
     view.apply(applied(1), 2)
     assert view.get("Group", "u").metadata.version == 1  # type: ignore[union-attr]
-
-
-def test_workloads_that_name_addresses_are_known_from_heads_and_events_until_they_go() -> None:
-    notifying = Workload(spec=WorkloadSpec(notify=Notify(to=["tgram://1/2"])))
-    view = View()
-    view.load("Workload", "w1", state=notifying.SerializeToString(), revision=1)
-    view.load("Workload", "w2", state=Workload().SerializeToString(), revision=1)
-    view.loaded(1)
-    assert view.notifying == {"w1"}
-
-    def tell(uid: str, version: int, **payload: Any) -> None:
-        view.apply(ev.Event(kind="Workload", uid=uid, name=uid, version=version, **payload), version + 1)
-
-    tell("w2", 1, workload_applied=ev.WorkloadApplied(spec=notifying.spec))
-    assert view.notifying == {"w1", "w2"}
-    tell("w1", 1, workload_applied=ev.WorkloadApplied())
-    tell("w2", 2, removed=ev.Removed())
-    assert view.notifying == set()
-    view.load("Workload", "w1", state=notifying.SerializeToString(), revision=9)
-    view.clear()
-    assert view.notifying == set()
 
 
 def test_a_hole_in_a_stream_is_noticed() -> None:

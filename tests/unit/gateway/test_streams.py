@@ -381,7 +381,7 @@ async def test_raw_streams_pass_fifty_megabytes_a_second(gateway: Any, world: An
     assert max(rates) >= 50
 
 
-async def test_many_small_messages_are_sent_in_batches(gateway: Any, world: Any) -> None:
+async def test_many_small_messages_all_come_in_order(gateway: Any, world: Any) -> None:
     async def many(request: s.WatchRequest) -> AsyncIterator[s.WatchResponse]:
         for revision in range(20_000):
             yield s.WatchResponse(revision=revision + 1)
