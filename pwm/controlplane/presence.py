@@ -60,6 +60,8 @@ class Presence:
         self._sessions_changed = asyncio.Event()
         self._replicas_changed = asyncio.Event()
         self._observers: list[ContactObserver] = []
+        self.news = 0
+        """Grows whenever sessions have been looked at anew."""
         self.replicas: dict[str, dict[str, object]] = {}
 
     async def run(self) -> None:
@@ -158,6 +160,7 @@ class Presence:
             self._sessions_changed.set()
             self._sessions_changed = asyncio.Event()
         self._connected, self._epochs = connected, entries.epochs
+        self.news += 1
         self._changed.set()
         if came_or_went:
             for observer in self._observers:

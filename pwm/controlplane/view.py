@@ -15,7 +15,7 @@ import bisect
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from pwm.api.v1.events_pb2 import Event
@@ -29,6 +29,8 @@ SUBSCRIPTION_LIMIT = 10_000
 RECENT_CHANGES = 10_000
 # Kinds that say who may do what.
 RIGHTS = frozenset({"User", "Role", "Token"})
+# Replica and attempt, of which a workload has each pair once.
+_PLACE = itemgetter(0, 1)
 
 
 class Entry(NamedTuple):
@@ -38,8 +40,7 @@ class Entry(NamedTuple):
     revision: int
 
 
-@dataclass(frozen=True, slots=True)
-class ViewChange:
+class ViewChange(NamedTuple):
     kind: str
     uid: str
     before: State | None
@@ -63,12 +64,15 @@ class View:
         self.synced = False
         # Grows when somebody may do more or less than before, or everything is forgotten or has been read anew.
         self.rights = 0
+        # Grows with each change of a resource of the kind.
+        self.news = dict.fromkeys(STATE_TYPES, 0)
         self.recent: deque[ViewChange] = deque()
         # All changes after this revision are in `recent`.
         self.recent_after = 0
         self._kinds: dict[str, dict[str, Entry]] = {kind: {} for kind in STATE_TYPES}
         self._names: dict[tuple[str, str, str], str] = {}
-        self._by_workload: defaultdict[str, dict[str, Container]] = defaultdict(dict)
+        # With replica and attempt, which say the order.
+        self._by_workload: defaultdict[str, dict[str, tuple[int, int, Container]]] = defaultdict(dict)
         self._by_node: defaultdict[str, dict[str, Container]] = defaultdict(dict)
         self._observers: list[Observer] = []
         self._subscriptions: list[Subscription] = []
@@ -111,7 +115,7 @@ class View:
     def containers_of(self, workload_uid: str) -> list[Container]:
         """Containers of a workload, by replica and attempt."""
         found = self._by_workload.get(workload_uid)
-        return sorted(found.values(), key=lambda c: (c.spec.replica, c.spec.attempt)) if found else []
+        return [container for *_, container in sorted(found.values(), key=_PLACE)] if found else []
 
     def containers_on(self, node: str) -> list[Container]:
         found = self._by_node.get(node)
@@ -130,7 +134,7 @@ class View:
         self._kinds[kind][uid] = Entry(message, revision)
         if kind == "Container":
             spec = message.spec
-            self._by_workload[spec.workload_uid][uid] = message
+            self._by_workload[spec.workload_uid][uid] = (spec.replica, spec.attempt, message)
             self._by_node[spec.node][uid] = message
         else:
             metadata = message.metadata
@@ -158,6 +162,7 @@ class View:
         self.revision = self.recent_after = revision
         self.synced = True
         self.rights += 1
+        self.news = {kind: count + 1 for kind, count in self.news.items()}
         self._wake()
 
     def apply(self, event: Event, revision: int) -> None:
@@ -198,6 +203,7 @@ class View:
         before = held.state if held is not None else None
         after = entry.state if entry is not None else None
         self._index(event.kind, event.uid, before, after)
+        self.news[event.kind] += 1
         if event.kind in RIGHTS:
             self.rights += 1
         self._tell(ViewChange(event.kind, event.uid, before, after, event, revision))
@@ -221,13 +227,13 @@ class View:
     def _index(self, kind: str, uid: str, before: State | None, after: State | None) -> None:
         state = after if after is not None else before
         if isinstance(state, Container):
-            for index, name in ((self._by_workload, state.spec.workload_uid), (self._by_node, state.spec.node)):
-                if isinstance(after, Container):
-                    index[name][uid] = after
-                else:
-                    index[name].pop(uid, None)
-                    if not index[name]:
-                        del index[name]
+            spec = state.spec
+            if isinstance(after, Container):
+                self._by_workload[spec.workload_uid][uid] = (spec.replica, spec.attempt, after)
+                self._by_node[spec.node][uid] = after
+            else:
+                _forget(self._by_workload, spec.workload_uid, uid)
+                _forget(self._by_node, spec.node, uid)
         elif state is not None:
             key = (kind, state.metadata.group, state.metadata.name)
             if after is not None:
@@ -276,6 +282,12 @@ class View:
             future = self._waiters.pop(0)[2]
             if not future.done():
                 future.set_result(None)
+
+
+def _forget(index: dict[str, dict[str, Any]], name: str, uid: str) -> None:
+    index[name].pop(uid, None)
+    if not index[name]:
+        del index[name]
 
 
 class OutOfStep(Exception):

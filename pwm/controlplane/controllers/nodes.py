@@ -57,13 +57,18 @@ class NodeController:
         self._braked_s = float("-inf")
         # By the id of its message, which is replaced by each change: each node of the zone, with its name.
         self._known: dict[int, tuple[Node, str]] = {}
+        # What was known when there was nothing to say about any node.
+        self._quiet_since: tuple[int, int] | None = None
         # Those of which there is nothing to say as long as they are connected.
         self._settled: set[int] = set()
 
     async def run(self) -> None:
         """Until cancelled. Raises FenceLost when another replica leads."""
         while True:
-            everyone, doubtful = self._look()
+            news = self._view.news["Node"], self._presence.news
+            everyone, doubtful = self._look() if news != self._quiet_since else ([], [])
+            # Until something changes there is no more to say than now.
+            self._quiet_since = None if doubtful else news
             try:
                 await self._judge(everyone, doubtful)
                 await self._give_up([node for node, _ in doubtful if node.status.phase == NodeStatus.LOST])
@@ -74,7 +79,8 @@ class NodeController:
     def _look(self) -> tuple[list[Sight], list[Sight]]:
         """All nodes of the zone, and those of them about which there may be something to say.
 
-        Each beat goes through thousands that are connected and just as they were: of these no more is read than names.
+        When one of them changes there are thousands that are connected and just as they were: of these no more is read
+        than names.
         """
         known = {}
         for node in self._view.all("Node"):

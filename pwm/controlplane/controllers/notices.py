@@ -10,7 +10,7 @@ That a workload waits is no event. Those whose owners want to know are looked at
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import structlog
@@ -18,7 +18,7 @@ import structlog
 from pwm.api.v1.events_pb2 import Event
 from pwm.api.v1.identity_pb2 import User
 from pwm.api.v1.store_pb2 import NoticesTold, PendingNotice
-from pwm.api.v1.workload_pb2 import Container, Workload, WorkloadStatus
+from pwm.api.v1.workload_pb2 import Container, Notify, Workload, WorkloadStatus
 from pwm.controlplane.agentlink import AgentLink
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.core import notices
@@ -40,6 +40,9 @@ log = structlog.get_logger(__name__)
 KINDS = frozenset({"Workload", "Container", "User", "Group"})
 RETRY_DELAY_S = 1.0
 LOOK_EVERY_S = 5.0
+# In which more happens before it is told of: a long array whose containers end one after the other is gone through
+# once for all of them.
+GATHER_S = 0.5
 # Workloads looked at before others have their turn.
 LOOKED_AT_ONCE = 1_000
 # The mark is moved on so often though there is nothing to tell: what a new leader goes through again at most.
@@ -113,6 +116,7 @@ class NoticeController:
                     changes = await subscription.batch()
                 happened = [_happened(change) for change in changes if change.revision > self._reached]
                 await self._tell(happened, upto=changes[-1].revision)
+                await asyncio.sleep(GATHER_S)
             except TimeoutError:
                 # Not the view's: moving the mark moves that on, too, and nothing would ever be quiet.
                 await self._tell([], upto=self._reached)
@@ -171,7 +175,7 @@ class NoticeController:
         new = notices.news(happened)
         letters: list[PendingNotice] = []
         writes: list[Write] = []
-        if workload is not None and new:
+        if workload is not None and self._wanted(workload, new):
             containers = {c.metadata.uid: c for c in _all(happened, Container)}
             containers.update((c.metadata.uid, c) for c in self._view.containers_of(uid))
             told = self._told_of(workload)
@@ -180,6 +184,12 @@ class NoticeController:
         if there is None and self._told.pop(uid, None) is not None:
             writes = [self._outbox.forget(uid)]
         return letters, writes
+
+    def _wanted(self, workload: Workload, facts: Collection[str]) -> bool:
+        """Whether there is anybody to tell any of these facts to, whatever kind of notice it comes to."""
+        user, own = self._whose(workload)
+        kinds = {kind for fact in facts for kind in notices.kinds_of(fact)}
+        return any(notices.addresses(kind, user=user, own=own) for kind in kinds)
 
     def _told_of(self, workload: Workload) -> list[str]:
         told = self._told.get(workload.metadata.uid)
@@ -209,8 +219,14 @@ class NoticeController:
             self._post.take(letters)
 
     def _addresses(self, notice: Notice, workload: Workload | None) -> list[str]:
-        own = workload.spec.notify if workload is not None and workload.spec.HasField("notify") else None
-        return notices.addresses(notice.kind, user=self._view.by_name("User", notice.user), own=own)
+        if workload is None:
+            return notices.addresses(notice.kind, user=self._view.by_name("User", notice.user))
+        user, own = self._whose(workload)
+        return notices.addresses(notice.kind, user=user, own=own)
+
+    def _whose(self, workload: Workload) -> tuple[User | None, Notify | None]:
+        own = workload.spec.notify if workload.spec.HasField("notify") else None
+        return self._view.by_name("User", owner_of(workload)), own
 
     def _letters(self, notice: Notice, workload: Workload | None = None) -> list[PendingNotice]:
         letters = []

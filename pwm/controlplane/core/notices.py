@@ -164,6 +164,11 @@ def of_workload(
     return notices
 
 
+def kinds_of(fact: str) -> set[str]:
+    """The kinds of notices that a fact of a workload can come to."""
+    return {fact, *_STOPPED_FOR.values()} if fact == "stopped" else {fact}
+
+
 def waits(workload: Workload, shown: WorkloadStatus, *, told: Collection[str], now_ms: int) -> list[Notice]:
     """What is to be told of one that waits: `shown` is its status as people see it, with why."""
     if shown.phase == WorkloadStatus.DENIED and "denied" not in told:

@@ -79,7 +79,8 @@ def reconcile(workload: Workload | None, containers: Iterable[Container], *, now
     for container in containers:
         by_replica[container.spec.replica].append(container)
     for attempts in by_replica.values():
-        attempts.sort(key=lambda c: c.spec.attempt)
+        if len(attempts) > 1:
+            attempts.sort(key=lambda c: c.spec.attempt)
     if workload is None or workload.status.desired == WorkloadStatus.DELETE:
         _end(gap, by_replica, Reason(code=Reason.DELETED_BY_USER, message="the workload was deleted"))
         gap.workload_gone = workload is not None and not gap.stops and not _any_live(by_replica)
@@ -134,6 +135,9 @@ def _run(gap: Gap, workload: Workload, by_replica: dict[int, list[Container]], n
 def _vacancy(
     workload: Workload, replica: int, attempts: Sequence[Container], run: Sequence[Container]
 ) -> Vacancy | None:
+    # First what is true of most of a long array: nothing more is to come.
+    if run and not started_over(run[-1]) and settled_end(workload, run):
+        return None
     attempt = max([workload.status.first_attempt - 1, *(c.spec.attempt for c in attempts)]) + 1
     if not run:
         since = workload.status.desired_at.ToMilliseconds() or workload.metadata.created_at.ToMilliseconds()
@@ -144,8 +148,6 @@ def _vacancy(
         return Vacancy(replica, attempt, not_before_ms=0, since_ms=ended_ms, failures=failures)
     if started_over(run[-1]):
         return Vacancy(replica, attempt, not_before_ms=0, since_ms=ended_ms)
-    if settled_end(workload, run):
-        return None
     failures = failures_in_a_row(run[-1])
     delay = retry_delay_ms(failures) if failures else RETRY_FIRST_DELAY_MS
     return Vacancy(
@@ -234,8 +236,9 @@ def _watch_time_limit(gap: Gap, workload: Workload, container: Container, now_ms
 
 def _forget_old_attempts(gap: Gap, by_replica: dict[int, list[Container]]) -> None:
     for attempts in by_replica.values():
-        ended = [c for c in attempts if _ended(c)]
-        gap.removals += ended[: max(0, len(ended) - KEPT_ATTEMPTS)]
+        if len(attempts) > KEPT_ATTEMPTS:
+            ended = [c for c in attempts if _ended(c)]
+            gap.removals += ended[: max(0, len(ended) - KEPT_ATTEMPTS)]
 
 
 def _end(gap: Gap, by_replica: dict[int, list[Container]], reason: Reason) -> None:

@@ -25,8 +25,9 @@ from google.protobuf.message import Message
 
 from pwm.api.v1 import access_pb2
 
-# Bytes of binary and JSON form that a memo keeps: every resource of a cluster of 20,000 containers.
-MEMO_BYTES = 64 * 2**20
+# Bytes of binary and JSON form that a memo keeps: every resource of a cluster of 10,000 containers. What changes leaves
+# its old forms behind, so a busy controller comes to hold all of it.
+MEMO_BYTES = 32 * 2**20
 
 # First and last second that RFC 3339 can write: the years 1 and 9999.
 FIRST_SECOND, LAST_SECOND = -62135596800, 253402300799
