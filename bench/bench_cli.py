@@ -57,7 +57,7 @@ async def _serve(rows: int, pipe: Connection) -> None:
     gateway = Gateway(
         services=plane.services(),
         authenticate=plane.authenticator.user,
-        authorize=plane.authorizer.check_call,
+        authorize=plane.authorizer.check_of,
         health=plane.health,
         registry=CollectorRegistry(),
         title="PWM",

@@ -73,7 +73,7 @@ async def run(guesses: int, over_http: int) -> dict[str, float]:
         services=plane.services(),
         authenticate=plane.authenticator.user,
         recognize=plane.authenticator.recognize,
-        authorize=plane.authorizer.check_call,
+        authorize=plane.authorizer.check_of,
         health=plane.health,
         registry=CollectorRegistry(),
         title="PWM",

@@ -163,7 +163,7 @@ async def _serve(config: ControllerConfig, plane: ControlPlane, kv: EtcdKV, cert
         services=plane.services(),
         authenticate=plane.authenticator.user,
         recognize=plane.authenticator.recognize,
-        authorize=plane.authorizer.check_call,
+        authorize=plane.authorizer.check_of,
         redeem=plane.tickets.redeem,
         health=plane.health,
         registry=registry,

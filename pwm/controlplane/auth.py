@@ -124,8 +124,8 @@ class _Known:
     principal: Principal
     until_ms: int
     rights: int
-    # The last use that was noted.
-    used_ms: int = 0
+    # Until when a use from there need not be noted: not after `until_ms`.
+    noted_until_ms: int = 0
     used_from: str = ""
 
 
@@ -145,15 +145,19 @@ class Authenticator:
         self._known: dict[str, _Known] = {}
 
     def recognize(self, authorization: str, peer: str) -> Principal | None:
-        """The principal of a header Authorization whose token was looked at before and is as good as it was then.
+        """The principal of a header Authorization whose token was looked at a moment ago and is as good as it was then.
 
-        None: `user` has to look at it.
+        None: `user` has to look at it, or to note that it is used.
         """
-        known, now_ms = self._known.get(authorization), self._clock.now_ms()
-        if known is None or not self._is_current(known, now_ms) or not self._view.synced:
+        known = self._known.get(authorization)
+        # While the log is read anew rights are not what they were, so nobody is known.
+        if (
+            known is None
+            or known.rights != self._view.rights
+            or known.used_from != peer
+            or self._clock.now_ms() >= known.noted_until_ms
+        ):
             return None
-        if now_ms - known.used_ms >= NOTED_EVERY_MS or known.used_from != peer:
-            self._note(known, peer, now_ms)
         return known.principal
 
     async def user(self, token: str | None, peer: str) -> Principal:
@@ -181,7 +185,7 @@ class Authenticator:
         return known.rights == self._view.rights and now_ms < known.until_ms
 
     def _note(self, known: _Known, peer: str, now_ms: int) -> None:
-        known.used_ms, known.used_from = now_ms, peer
+        known.noted_until_ms, known.used_from = min(known.until_ms, now_ms + NOTED_EVERY_MS), peer
         assert known.principal.token is not None
         self._note_use(known.principal.token.metadata.uid, known.principal.name, peer, now_ms)
 
@@ -248,7 +252,6 @@ class Authenticator:
 class _Rule(NamedTuple):
     """The access option of an rpc, as quick to read as it can be: each call does."""
 
-    public: bool
     authenticated: bool
     verb: str
     kind: str
@@ -263,7 +266,6 @@ class _Rule(NamedTuple):
 
 def _rule(access: Access) -> _Rule:
     return _Rule(
-        public=access.public,
         authenticated=access.authenticated,
         verb=access.verb,
         kind=access.kind,
@@ -298,18 +300,20 @@ class Authorizer:
         self.view = view
         self._denied = denied
         self.roles: Mapping[str, Role] = _RolesByName(view)
-        self._rules: dict[str, _Rule] = {}
 
-    def check_call(self, principal: Principal, access: Access, request: object, method: str) -> None:
-        """Raises ApiError unless `access`, which is that of `method`, lets the principal call it with this request."""
-        rule = self._rules.get(method)
-        if rule is None:
-            rule = self._rules[method] = _rule(access)
-        call, decided = (method, rule.asked_of(request)), principal.decided
-        if call in decided.let_through and decided.rights == self.view.rights:
-            return
-        if rule.public:
-            return
+    def check_of(self, access: Access, method: str) -> Callable[[Principal, object], None]:
+        """What raises ApiError unless `access`, which is that of `method`, lets a principal call it with a request."""
+        rule, view = _rule(access), self.view
+        asked_of = rule.asked_of
+
+        def check(principal: Principal, request: object) -> None:
+            call, decided = (method, asked_of(request)), principal.decided
+            if decided.rights != view.rights or call not in decided.let_through:
+                self._check(principal, rule, request, call)
+
+        return check
+
+    def _check(self, principal: Principal, rule: _Rule, request: object, call: tuple[str, object]) -> None:
         if principal.user is None:
             raise ApiError(
                 grpc.StatusCode.UNAUTHENTICATED,
@@ -319,7 +323,7 @@ class Authorizer:
         if rule.authenticated:
             return
         if not rule.verb:
-            raise refused(f"{method} says of nobody that they may call it")
+            raise refused(f"{call[0]} says of nobody that they may call it")
         kind = rule.kind or canonical_kind(rule.kind_of(request))
         if rule.filtered and _item_by_item(kind, request):
             return
@@ -328,8 +332,8 @@ class Authorizer:
         if not self.may(principal, rule.verb, kind, group, name):
             about = name or _name_in(request)
             self.require(principal, verb=rule.verb, kind=kind, group=group, name=name, about=about)
-        elif kind not in authz.OWN_KINDS and len(decided.let_through) < MOST_DECIDED:
-            decided.let_through.add(call)
+        elif kind not in authz.OWN_KINDS and len(principal.decided.let_through) < MOST_DECIDED:
+            principal.decided.let_through.add(call)
 
     def require(
         self, principal: Principal, *, verb: str, kind: str, group: str = "", name: str = "", about: str = ""

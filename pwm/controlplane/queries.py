@@ -7,7 +7,7 @@ changed, so that those who encode or compare it need not do it twice.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from pwm import lifecycle
 from pwm.api.v1.common_pb2 import Metadata, Reason, Resources
@@ -22,6 +22,7 @@ from pwm.controlplane.core.scheduling.cluster import Cluster
 from pwm.controlplane.core.scheduling.explain import explain
 from pwm.controlplane.core.secrets import missing
 from pwm.controlplane.core.status import workload_status
+from pwm.controlplane.core.targets import has_addresses
 from pwm.controlplane.view import View, ViewChange
 
 # kind -> field of Resource that holds it
@@ -33,6 +34,16 @@ RESOURCE_FIELDS = {
 # A status says nothing that changes by itself faster than this.
 MOMENT_MS = 500
 OBSERVED_KINDS = frozenset({"GPU", "CPU", "Bind", "Event"})
+
+
+class Shown(NamedTuple):
+    """A resource as users see it.
+
+    `plain`: it has been looked at, and nothing in it is hidden from anybody who may get it (`core.targets`).
+    """
+
+    message: Any
+    plain: bool = False
 
 
 class Queries:
@@ -53,7 +64,7 @@ class Queries:
         self._denial = denial
         self._workloads: dict[str, tuple[tuple[object, ...], Workload]] = {}
         self._nodes: dict[str, tuple[tuple[object, ...], Node]] = {}
-        self._lately: dict[str, tuple[Workload, tuple[int, int, int], Workload]] = {}
+        self._lately: dict[str, tuple[Workload, tuple[int, int, int], Shown]] = {}
         view.observe(self._forget)
 
     def _forget(self, change: ViewChange) -> None:
@@ -65,13 +76,18 @@ class Queries:
 
     def workload(self, workload: Workload) -> Workload:
         """`workload` with its computed status."""
+        return self._shown(workload).message  # type: ignore[no-any-return]
+
+    def _shown(self, workload: Workload) -> Shown:
         uid = workload.metadata.uid
         # Thousands who watch the same workload ask at the same moment.
         moment = (self._view.revision, self._cluster.revision, self._clock.now_ms() // MOMENT_MS)
         lately = self._lately.get(uid)
         if lately is not None and lately[0] is workload and lately[1] == moment:
             return lately[2]
-        shown = self._workload(uid, workload)
+        message = self._workload(uid, workload)
+        # Here and not where it is asked for: that is a thousand times as often, and reading it is half of the question.
+        shown = Shown(message, plain=not has_addresses(message))
         self._lately[uid] = (workload, moment, shown)
         return shown
 
@@ -146,36 +162,36 @@ class Queries:
     def _live_on(self, node: Node) -> list[Container]:
         return [c for c in self._view.containers_on(node.metadata.name) if c.status.phase in lifecycle.LIVE]
 
-    def present(self, kind: str, state: Any) -> Any:
+    def _present(self, kind: str, state: Any) -> Shown:
         if kind == "Workload":
-            return self.workload(state)
-        if kind == "Node":
-            return self.node(state)
-        return state
+            return self._shown(state)
+        return Shown(self.node(state) if kind == "Node" else state)
 
     # ---- many
 
-    def all(self, kind: str) -> Iterator[Any]:
-        """Every resource of a kind, as users see it."""
+    def all(self, kind: str) -> Iterator[Shown]:
+        """Every resource of a kind."""
         match kind:
             case "GPU":
                 for node in self._view.all("Node"):
-                    yield from self.gpus(node)
+                    yield from map(Shown, self.gpus(node))
             case "CPU":
-                yield from map(self.cpu, self._view.all("Node"))
+                yield from map(Shown, map(self.cpu, self._view.all("Node")))
             case "Bind":
-                yield from self.binds()
+                yield from map(Shown, self.binds())
             case "Event":
-                yield from self._view.recent_events
+                yield from map(Shown, self._view.recent_events)
             case _:
                 for state in self._view.all(kind):
-                    yield self.present(kind, state)
+                    yield self._present(kind, state)
 
-    def find(self, kind: str, name: str, group: str) -> Any | None:
+    def find(self, kind: str, name: str, group: str) -> Shown | None:
+        if kind == "Event":
+            return None
         if kind in OBSERVED_KINDS:
-            return next((r for r in self.all(kind) if r.metadata.name == name), None) if kind != "Event" else None
+            return next((shown for shown in self.all(kind) if shown.message.metadata.name == name), None)
         state = self._view.by_name(kind, name, group=group)
-        return self.present(kind, state) if state is not None else None
+        return self._present(kind, state) if state is not None else None
 
     def gpus(self, node: Node) -> Iterator[GPU]:
         holders = {uuid: container for container in self._live_on(node) for uuid in container.spec.gpu_uuids}
@@ -224,31 +240,31 @@ class Queries:
             for uuid in spec.gpu_uuids:
                 yield _bind("GPU", uuid, "Container", metadata.name, metadata)
 
-    def affected(self, kind: str, change: ViewChange) -> list[tuple[str, Any | None]]:
+    def affected(self, kind: str, change: ViewChange) -> list[tuple[str, Shown | None]]:
         """Resources of `kind` that a change of the view concerns, as (uid, resource or None when gone)."""
         if kind == change.kind:
-            return [(change.uid, self.present(kind, change.after) if change.after is not None else None)]
+            return [(change.uid, self._present(kind, change.after) if change.after is not None else None)]
         if kind == "Event":
-            return [(f"{change.uid}/{change.event.version}", change.event)]
+            return [(f"{change.uid}/{change.event.version}", Shown(change.event))]
         if change.kind == "Container":
             container: Any = change.after or change.before
             if kind == "Workload":
                 workload = self._view.get("Workload", container.spec.workload_uid)
-                return [(workload.metadata.uid, self.workload(workload))] if workload is not None else []
+                return [(workload.metadata.uid, self._shown(workload))] if workload is not None else []
             node = self._view.by_name("Node", container.spec.node)
             return self._of_node(kind, node) if node is not None else []
         if change.kind == "Node" and change.after is not None:
             return self._of_node(kind, change.after)
         return []
 
-    def _of_node(self, kind: str, node: Any) -> list[tuple[str, Any | None]]:
+    def _of_node(self, kind: str, node: Any) -> list[tuple[str, Shown | None]]:
         match kind:
             case "Node":
-                return [(node.metadata.uid, self.node(node))]
+                return [(node.metadata.uid, Shown(self.node(node)))]
             case "GPU":
-                return [(gpu.metadata.uid, gpu) for gpu in self.gpus(node)]
+                return [(gpu.metadata.uid, Shown(gpu)) for gpu in self.gpus(node)]
             case "CPU":
-                return [(node.metadata.uid, self.cpu(node))]
+                return [(node.metadata.uid, Shown(self.cpu(node)))]
         return []
 
 

@@ -26,6 +26,8 @@ _ITEM_BY_ITEM = OWN_KINDS | {"Event", "Bind", "GPU"}
 
 
 class Sight:
+    __slots__ = ("_authorizer", "_principal")
+
     def __init__(self, authorizer: Authorizer, principal: Principal) -> None:
         self._authorizer = authorizer
         self._principal = principal
@@ -38,36 +40,38 @@ class Sight:
         """Whether the caller holds a verb now."""
         return self._authorizer.may(self._principal, verb, kind, group, name)
 
-    def of(self, kind: str, item: Any) -> Any | None:
-        """The item as the caller may see it; None: not at all."""
+    def of(self, kind: str, item: Any, plain: bool = False) -> Any | None:
+        """The item as the caller may see it; None: not at all. `plain`: there is nothing in it to be hidden."""
         if kind in _ITEM_BY_ITEM:
             return self._by_itself(kind, item)
-        if not self._authorizer.may(self._principal, "get", kind, item.metadata.group):
+        # What `may` has answered before is looked up here: each GET comes by.
+        group, decided = item.metadata.group, self._principal.decided
+        known = decided.rights == self._authorizer.view.rights and decided.answers.get(("get", kind, group, ""))
+        if not known and not self.may(kind, group=group):
             return None
-        return hidden_from(item, self._principal.name) if kind == "Workload" else item
+        return item if plain or kind != "Workload" else hidden_from(item, self._principal.name)
 
-    def through(self, kind: str) -> Callable[[Any, Any], Any | None]:
-        """`of` for many items of a kind, each given with its metadata, which takes time to read.
+    def through(self, kind: str) -> Callable[[Any, str, bool], Any | None]:
+        """`of` for many items of a kind, each given with its group, which takes time to read.
 
         A group is asked about once, until somebody's rights change.
         """
         if kind in _ITEM_BY_ITEM:
-            return lambda item, metadata: self._by_itself(kind, item)
+            return lambda item, group, plain: self._by_itself(kind, item)
         view, rights, sees = self._authorizer.view, -1, dict[str, bool]()
         hides, viewer = kind == "Workload", self._principal.name
 
-        def see(item: Any, metadata: Any) -> Any | None:
+        def see(item: Any, group: str, plain: bool) -> Any | None:
             nonlocal rights
             if rights != view.rights:
                 rights = view.rights
                 sees.clear()
-            group = metadata.group
             seen = sees.get(group)
             if seen is None:
                 seen = sees[group] = self.may(kind, group=group)
             if not seen:
                 return None
-            return hidden_from(item, viewer) if hides else item
+            return hidden_from(item, viewer) if hides and not plain else item
 
         return see
 

@@ -156,6 +156,7 @@ class View:
     def distrust(self) -> None:
         """What it holds belongs to another log: whoever waits for a revision waits until it has been built anew."""
         self.synced = False
+        self.rights += 1
 
     def loaded(self, revision: int) -> None:
         """All heads of `revision` are in: the view may be read."""

@@ -98,9 +98,14 @@ def _host(address: str) -> str:
 # ---- who may see them
 
 
+def has_addresses(state: Any) -> bool:
+    """Whether a Workload or a User may have any."""
+    return bool(state.spec.HasField("notify"))
+
+
 def hidden_from(state: Any, viewer: str) -> Any:
     """A Workload or a User as somebody may see it who did not create it, or is not it."""
-    if not state.spec.HasField("notify"):
+    if not has_addresses(state):
         return state
     owner = state.metadata.created_by.name if isinstance(state, Workload) else state.metadata.name
     return state if owner == viewer else hidden(state)

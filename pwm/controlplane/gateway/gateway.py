@@ -81,8 +81,10 @@ Authenticate = Callable[[str | None, str], Awaitable[Principal]]
 Recognize = Callable[[str, str], Principal | None]
 # Who a ticket from an address speaks for, instead of a token, and what for; ApiError if for nobody.
 Redeem = Callable[[str, str], Awaitable[Admission]]
-# Whether the caller may make this request of this rpc (`ResourceService.Get`); ApiError if not.
-Authorize = Callable[[Any, Access, Message, str], None]
+# Whether a caller may make this request of an rpc; ApiError if not.
+Check = Callable[[Any, Message], None]
+# The check of an rpc, by its access rule and its name (`ResourceService.Get`).
+Authorize = Callable[[Access, str], Check]
 
 
 # What load balancers ask again and again, from an address that others come from, too; and what asks for a token itself.
@@ -100,6 +102,8 @@ class _Endpoint:
     rpc: Rpc
     reader: requests.RequestReader
     metrics: RpcMetrics
+    # None: it is public, or for nobody.
+    check: Check | None
 
 
 class Gateway:
@@ -146,7 +150,15 @@ class Gateway:
         by_rpc = {route.rpc.name: metrics.rpc(route.rpc.name) for route in self._routes.all}
         self._unrouted = metrics.rpc("")
         self._endpoints: dict[Route, _Endpoint] = {
-            route: _Endpoint(route, route.rpc, requests.RequestReader(route, decoder), by_rpc[route.rpc.name])
+            route: _Endpoint(
+                route,
+                route.rpc,
+                requests.RequestReader(route, decoder),
+                by_rpc[route.rpc.name],
+                authorize(route.rpc.access, route.rpc.name)
+                if route.rpc.access and not route.rpc.access.public
+                else None,
+            )
             for route in self._routes.all
         }
         for route in self._routes.all:
@@ -276,8 +288,8 @@ class Gateway:
         if rpc.bidirectional:
             return await self._exec(endpoint, request, context, admission)
         message = await endpoint.reader.read(request, values, query)
-        if not access.public:
-            self._authorize(principal, access, message, rpc.name)
+        if endpoint.check is not None:
+            endpoint.check(principal, message)
         if rpc.streams:
             return await self._stream(endpoint, request, message, context)
         try:
@@ -356,7 +368,7 @@ class Gateway:
         rpc = endpoint.rpc
         assert rpc.call is not None
         form = streams.choose_form(request.headers.get("Accept", ""), rpc.response_class, rpc.raw_stream, self._encoder)
-        recheck = self._recheck(rpc, requests.bearer_token(request), context.peer, message)
+        recheck = self._recheck(endpoint, requests.bearer_token(request), context.peer, message)
         with (
             self._streams.open(_owner(context), recheck, deadline=context.deadline) as stream,
             endpoint.metrics.streaming(),
@@ -378,11 +390,11 @@ class Gateway:
         rpc = endpoint.rpc
 
         async def admit(first: Message) -> Callable[[], Awaitable[None]]:
-            recheck = self._recheck(rpc, requests.bearer_token(request), context.peer, first, admission)
+            recheck = self._recheck(endpoint, requests.bearer_token(request), context.peer, first, admission)
             if admission is not None:
                 admission.check(first)
-            if rpc.access is not None and not rpc.access.public:
-                self._authorize(context.principal, rpc.access, first, rpc.name)
+            if endpoint.check is not None:
+                endpoint.check(context.principal, first)
             return recheck
 
         with (
@@ -394,12 +406,12 @@ class Gateway:
         return response
 
     def _recheck(
-        self, rpc: Rpc, token: str | None, peer: str, message: Message, admission: Admission | None = None
+        self, endpoint: _Endpoint, token: str | None, peer: str, message: Message, admission: Admission | None = None
     ) -> Callable[[], Awaitable[None]]:
         async def recheck() -> None:
-            if rpc.access is not None and not rpc.access.public:
+            if endpoint.check is not None:
                 principal = await (admission.again() if admission is not None else self._authenticate(token, peer))
-                self._authorize(principal, rpc.access, message, rpc.name)
+                endpoint.check(principal, message)
 
         return recheck
 
@@ -408,7 +420,7 @@ class Gateway:
         peer = self._door.address(request)
         principal = await self._identify(request, peer)
         CALL.set(CallContext(principal=principal, peer=peer))
-        self._authorize(principal, access, access, name)
+        self._authorize(access, name)(principal, access)
 
 
 def _owner(context: CallContext) -> str:

@@ -23,7 +23,7 @@ from pwm.controlplane.core.selectors import SelectorError, parse_selector
 from pwm.controlplane.core.tokens import end_with, shown_name
 from pwm.controlplane.errors import ApiError, conflict, invalid, not_found
 from pwm.controlplane.presence import ContactObserver
-from pwm.controlplane.queries import OBSERVED_KINDS, Queries, wrap
+from pwm.controlplane.queries import OBSERVED_KINDS, Queries, Shown, wrap
 from pwm.controlplane.services.applying import Applier
 from pwm.controlplane.services.newest_events import NewestEvents
 from pwm.controlplane.services.pulse import Pulse
@@ -83,22 +83,22 @@ class ResourceService:
 
     def _find(self, kind: str, name: str, group: str, sight: Sight | None = None) -> Any:
         """The resource, as whoever asks may see it. Raises ApiError NOT_FOUND, whether it is not there or hidden."""
-        found = self._queries.find(kind, name, group)
-        if found is not None and sight is not None:
-            found = sight.of(kind, found)
-        if found is None:
+        found, seen = self._queries.find(kind, name, group), None
+        if found is not None:
+            seen = sight.of(kind, found.message, found.plain) if sight is not None else found.message
+        if seen is None:
             where = f" in group {group}" if group else ""
             raise not_found(
                 f"there is no {kind} {name}{where}",
                 next_step=f"pwm get {kind.lower()}{' -A' if group else ''} lists what there is",
             )
-        return found
+        return seen
 
     async def List(self, request: api.ListRequest, context: CallContext) -> api.ListResponse:
         await self._reach(request.min_revision)
         kind = canonical_kind(request.kind)
         wanted = self._filter(kind, request, context.principal)
-        there = await self._newest_events.read() if kind == "Event" else self._queries.all(kind)
+        there = map(Shown, await self._newest_events.read()) if kind == "Event" else self._queries.all(kind)
         items = [item for item in map(wanted, there) if item is not None]
         if kind != "Event":
             items.sort(key=in_order)
@@ -249,9 +249,11 @@ class ResourceService:
         names = frozenset(request.names)
         seen = Sight(self._authorizer, principal).through(kind)
 
-        def wanted(item: Any) -> Any | None:
+        def wanted(shown: Shown) -> Any | None:
+            item = shown.message
             metadata = item if kind == "Event" else item.metadata
-            if grouped and not request.all_groups and metadata.group != group:
+            place = metadata.group
+            if grouped and not request.all_groups and place != group:
                 return None
             if names and metadata.name not in names:
                 return None
@@ -261,7 +263,7 @@ class ResourceService:
                 return None
             if kind != "Event" and request.selector and not selector(metadata.labels):
                 return None
-            return seen(item, metadata)
+            return seen(item, place, shown.plain)
 
         return wanted
 

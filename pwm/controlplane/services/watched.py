@@ -17,7 +17,7 @@ from typing import Any
 from pwm.api.v1 import events_pb2 as ev
 from pwm.api.v1 import services_pb2 as api
 from pwm.controlplane.clock import Clock
-from pwm.controlplane.queries import RESOURCE_FIELDS, Queries
+from pwm.controlplane.queries import RESOURCE_FIELDS, Queries, Shown
 from pwm.controlplane.services.tables import Table
 from pwm.controlplane.view import View, ViewChange
 
@@ -25,8 +25,8 @@ TEXT_FORMATS = (api.TABLE, api.WIDE, api.NAME)
 # Two states of one resource look the same once in 10^19 changes.
 _DIGEST_BYTES = 8
 _SEPARATORS = re.compile(r"[.-]")
-# The item as the caller may see it; None: it is not in the list, or not for him.
-Filter = Callable[[Any], Any | None]
+# What there is, as the caller may see it; None: it is not in the list, or not for him.
+Filter = Callable[[Shown], Any | None]
 
 
 class Watched:
@@ -71,7 +71,7 @@ class Watched:
             if item is not None:
                 answers.append(self._show(api.WatchResponse.MODIFIED, uid, item))
             elif change.kind == self._kind and change.before is not None:
-                gone = self._wanted(change.before)
+                gone = self._wanted(Shown(change.before))
                 if gone is not None:
                     answers.append(self._show(api.WatchResponse.DELETED, uid, gone))
         synced = self._message(api.WatchResponse.SYNCED)

@@ -133,7 +133,7 @@ async def a_world(limits: DoorLimits = NO_LIMITS, *, provider: Provider | None =
             services=plane.services(),
             authenticate=plane.authenticator.user,
             recognize=plane.authenticator.recognize,
-            authorize=plane.authorizer.check_call,
+            authorize=plane.authorizer.check_of,
             redeem=plane.tickets.redeem,
             health=plane.health,
             registry=CollectorRegistry(),

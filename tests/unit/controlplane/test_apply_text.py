@@ -116,7 +116,7 @@ async def server(plane: Plane) -> AsyncIterator[Server]:
             (by_name["SystemService"], SystemService(clock, authorizer, joining, accounts, treasury)),
         ],
         authenticate=authenticate,
-        authorize=authorizer.check_call,
+        authorize=authorizer.check_of,
         health=lambda: HealthReport(ready=True),
         registry=CollectorRegistry(),
         title="PWM",

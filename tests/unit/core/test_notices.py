@@ -51,6 +51,7 @@ def test_what_is_told_of_a_workload_is_what_its_containers_say(
     of: Workload, containers: list[Any], told: list[str]
 ) -> None:
     assert kinds(notices.of_workload(of, containers, new=NEW, told=())) == told
+    assert set(told) <= {kind for fact in NEW for kind in notices.kinds_of(fact)}
 
 
 def test_what_was_told_of_a_run_is_not_told_again() -> None:
@@ -102,6 +103,7 @@ def test_what_is_stopped_for_want_of_something_is_told_as_that(code: Any, kind: 
     stopped = hers(desired=WorkloadStatus.STOP)
     stopped.status.desired_reason.CopyFrom(Reason(code=code, message="said"))
     assert kinds(notices.of_workload(stopped, [container(phase=EXITED)], new=ENDS, told=())) == [kind]
+    assert kind in notices.kinds_of("stopped")
 
 
 def test_a_reason_of_several_lines_makes_one_line_of_a_subject() -> None:

@@ -115,11 +115,14 @@ class World:
             raise ApiError(grpc.StatusCode.UNAUTHENTICATED, "log in first", next_step="pwm login")
         return caller
 
-    def authorize(self, principal: Caller, access: Access, request: Any, method: str) -> None:
-        if principal.name == "user:bob" and access.verb:
-            raise ApiError(grpc.StatusCode.PERMISSION_DENIED, f"bob may not {access.verb}")
-        if access.node and not principal.node:
-            raise ApiError(grpc.StatusCode.PERMISSION_DENIED, "for nodes only")
+    def authorize(self, access: Access, method: str) -> Callable[[Caller, Any], None]:
+        def check(principal: Caller, request: Any) -> None:
+            if principal.name == "user:bob" and access.verb:
+                raise ApiError(grpc.StatusCode.PERMISSION_DENIED, f"bob may not {access.verb}")
+            if access.node and not principal.node:
+                raise ApiError(grpc.StatusCode.PERMISSION_DENIED, "for nodes only")
+
+        return check
 
 
 def workload(name: str = "train") -> Workload:
