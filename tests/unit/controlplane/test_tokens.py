@@ -12,7 +12,7 @@ from pwm.api.v1 import events_pb2 as ev
 from pwm.api.v1 import services_pb2 as api
 from pwm.api.v1.identity_pb2 import RoleSpec, TokenSpec, UserSpec, Verbs
 from pwm.api.v1.services_pb2 import TokenEntry
-from pwm.controlplane import commands
+from pwm.controlplane import auth, commands
 from pwm.controlplane.auth import Authenticator, Authorizer, Principal, token_uid
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.commands import Commands, timestamp
@@ -389,6 +389,26 @@ async def test_nobody_is_recognized_by_what_has_ended(
     assert people.recognize(made.token) is None
     with pytest.raises(ApiError):
         await people.who(made.token)
+
+
+async def test_nobody_is_recognized_longer_than_he_is_known_or_where_it_has_not_been_noted(
+    people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auth, "NOTED_EVERY_MS", 10 * DAY_MS)
+    made = await people.create(name="ci", lifetime=HOUR)
+    await people.who(made.token, "10.0.0.1")
+    assert people.recognize(made.token, "10.0.0.2") is None
+    assert people.recognize(made.token, "10.0.0.1") is not None
+    people.clock.ahead_ms = 3_600_001
+    assert people.recognize(made.token, "10.0.0.1") is None
+
+
+async def test_nobody_is_recognized_by_a_log_that_is_not_believed_any_more(people: People) -> None:
+    made = await people.create()
+    await people.who(made.token)
+    assert people.recognize(made.token) is not None
+    people.plane.view.distrust()
+    assert people.recognize(made.token) is None
 
 
 async def test_a_deactivated_user_is_out_and_gets_no_tokens(people: People) -> None:

@@ -1,11 +1,14 @@
 """Nobody is shown what belongs to a group they may not see (I12)."""
 
+from contextlib import aclosing
 from typing import Any
 
 import pytest
 
 from pwm.api.v1 import events_pb2 as ev
 from pwm.api.v1 import services_pb2 as api
+from pwm.api.v1.common_pb2 import Actor
+from pwm.api.v1.workload_pb2 import Notify, WorkloadSpec
 from pwm.controlplane.auth import Authorizer
 from pwm.controlplane.clock import Clock
 from pwm.controlplane.context import CallContext
@@ -49,6 +52,44 @@ def resources(plane: Plane) -> ResourceService:
         observe_contact=lambda observer: None,
         newest_events=NewestEvents(plane.view, plane.store, lambda: plane.follower.changed_last),
     )
+
+
+ADDRESS, MASKED = "tgram://123456/7890", "tgram://***"
+
+
+async def applied(plane: Plane, *addresses: str) -> None:
+    """By eve, for whom these are."""
+    spec = WorkloadSpec(notify=Notify(to=addresses)) if addresses else WorkloadSpec()
+    state = plane.view.by_name("Workload", "hers", group=SEEN)
+    payload = ev.WorkloadApplied(spec=spec, generation=1, first_attempt=1)
+    new = Change("Workload", "uid-hers", "hers", SEEN, state, (payload,))
+    await plane.commands.run(lambda: [new], actor=Actor(type=Actor.USER, name="eve"))
+
+
+@pytest.mark.parametrize(("viewer", "shown"), [("ann", MASKED), ("eve", ADDRESS)])
+async def test_addresses_are_shown_to_whom_they_belong_only_since_when_they_were_written(
+    plane: Plane, viewer: str, shown: str
+) -> None:
+    context = CallContext(principal=await add_user(plane, viewer, {SEEN: {"pwm.all": ["pwm.all"]}}))
+    service = resources(plane)
+
+    async def got() -> list[str]:
+        return list((await service.Get(get, context)).resource.workload.spec.notify.to)
+
+    async def listed() -> list[str]:
+        (item,) = (await service.List(api.ListRequest(kind="Workload", group=SEEN), context)).items
+        return list(item.workload.spec.notify.to)
+
+    async def watched() -> list[str]:
+        async with aclosing(watch) as told:  # type: ignore[type-var]
+            return list((await anext(told)).resource.workload.spec.notify.to)  # type: ignore[call-overload]
+
+    get = api.GetRequest(kind="Workload", name="hers", group=SEEN)
+    for addresses, expected in (((), []), ((ADDRESS,), [shown]), ((), []), ((ADDRESS,), [shown])):
+        await applied(plane, *addresses)
+        for _ in range(2):
+            watch = service.Watch(api.WatchRequest(kind="Workload", group=SEEN), context)
+            assert [await got(), await listed(), await watched()] == [expected] * 3
 
 
 @pytest.mark.parametrize("kind", ["Workload", "Event", "Bind"])
