@@ -35,7 +35,7 @@ from pwm.controlplane.gateway import Gateway
 from pwm.controlplane.gateway.doorkeeper import Doorkeeper
 from pwm.controlplane.plane import ControlPlane
 from pwm.controlplane.services import resources
-from pwm.controlplane.sight import Sight
+from pwm.controlplane.sight import Sight, seen
 from pwm.controlplane.store.keys import Keys
 from pwm.controlplane.store.memory import MemoryKV
 
@@ -80,14 +80,15 @@ def counting(plane: ControlPlane) -> Doorkeeper:
     return Doorkeeper(limits, journal=plane.audit, unlimited=plane.authorizer.runs_the_cluster)
 
 
+def everything(authorizer: Any, principal: Any, kind: str, item: Any, plain: bool) -> Any:
+    return item
+
+
 class Everything:
     """A sight that hides nothing."""
 
     def __init__(self, *given: object) -> None:
         pass
-
-    def of(self, kind: str, item: Any, plain: bool) -> Any:
-        return item
 
     def through(self, kind: str) -> Any:
         return lambda item, group, plain: item
@@ -144,6 +145,7 @@ def serve(pipe: Connection) -> None:
         pipe.send((checked, await start_open(plane, counting(plane)), await start_open(plane, NoDoor())))
         while (hides := await asyncio.get_running_loop().run_in_executor(None, pipe.recv)) is not None:
             resources.Sight = Sight if hides else Everything  # type: ignore[misc, assignment]
+            resources.seen = seen if hides else everything
             pipe.send(None)
 
     uvloop.run(main())

@@ -42,14 +42,7 @@ class Sight:
 
     def of(self, kind: str, item: Any, plain: bool = False) -> Any | None:
         """The item as the caller may see it; None: not at all. `plain`: there is nothing in it to be hidden."""
-        if kind in _ITEM_BY_ITEM:
-            return self._by_itself(kind, item)
-        # What `may` has answered before is looked up here: each GET comes by.
-        group, decided = item.metadata.group, self._principal.decided
-        known = decided.rights == self._authorizer.view.rights and decided.answers.get(("get", kind, group, ""))
-        if not known and not self.may(kind, group=group):
-            return None
-        return item if plain or kind != "Workload" else hidden_from(item, self._principal.name)
+        return seen(self._authorizer, self._principal, kind, item, plain)
 
     def through(self, kind: str) -> Callable[[Any, str, bool], Any | None]:
         """`of` for many items of a kind, each given with its group, which takes time to read.
@@ -57,7 +50,7 @@ class Sight:
         A group is asked about once, until somebody's rights change.
         """
         if kind in _ITEM_BY_ITEM:
-            return lambda item, group, plain: self._by_itself(kind, item)
+            return lambda item, group, plain: self.by_itself(kind, item)
         view, rights, sees = self._authorizer.view, -1, dict[str, bool]()
         hides, viewer = kind == "Workload", self._principal.name
 
@@ -75,7 +68,8 @@ class Sight:
 
         return see
 
-    def _by_itself(self, kind: str, item: Any) -> Any | None:
+    def by_itself(self, kind: str, item: Any) -> Any | None:
+        """`of` for an item of which it takes more than the group to know."""
         if isinstance(item, Event):
             return self.event(item) if self.sees_event(item) else None
         if isinstance(item, Bind):
@@ -138,6 +132,17 @@ class Sight:
             if len(shown) < NAMES_SHOWN and self.may(kind, group=group, name=name):
                 shown.append(f"{kind} {group}/{name}" if group else f"{kind} {name}")
         return _and_more(shown, count - len(shown), nothing="what you may not see")
+
+
+def seen(authorizer: Authorizer, principal: Principal, kind: str, item: Any, plain: bool = False) -> Any | None:
+    """`Sight.of` for a single item: each GET comes by, and what `may` has answered before is looked up here."""
+    if kind in _ITEM_BY_ITEM:
+        return Sight(authorizer, principal).by_itself(kind, item)
+    group, decided = item.metadata.group, principal.decided
+    known = decided.rights == authorizer.view.rights and decided.answers.get(("get", kind, group, ""))
+    if not known and not authorizer.may(principal, "get", kind, group):
+        return None
+    return item if plain or kind != "Workload" else hidden_from(item, principal.name)
 
 
 def _and_more(shown: Sequence[str], left: int, *, nothing: str) -> str:

@@ -29,7 +29,7 @@ from pwm.controlplane.services.newest_events import NewestEvents
 from pwm.controlplane.services.pulse import Pulse
 from pwm.controlplane.services.tables import render
 from pwm.controlplane.services.watched import TEXT_FORMATS, Filter, Watched, in_order
-from pwm.controlplane.sight import Sight
+from pwm.controlplane.sight import Sight, seen
 from pwm.controlplane.store import errors as store_errors
 from pwm.controlplane.store.commits import ReceiptWrite
 from pwm.controlplane.store.errors import AlreadyAnswered
@@ -76,23 +76,24 @@ class ResourceService:
         await self._reach(request.min_revision)
         kind = canonical_kind(request.kind)
         group = "" if kind in CLUSTER_KINDS else request.group or context.principal.default_group
-        found = self._find(kind, request.name, group, Sight(self._authorizer, context.principal))
+        found = self._find(kind, request.name, group, context.principal)
         return api.GetResponse(
             resource=wrap(kind, found), revision=self._view.revision, stale_since=self._stale_since()
         )
 
-    def _find(self, kind: str, name: str, group: str, sight: Sight | None = None) -> Any:
-        """The resource, as whoever asks may see it. Raises ApiError NOT_FOUND, whether it is not there or hidden."""
-        found, seen = self._queries.find(kind, name, group), None
-        if found is not None:
-            seen = sight.of(kind, found.message, found.plain) if sight is not None else found.message
-        if seen is None:
+    def _find(self, kind: str, name: str, group: str, viewer: Principal | None = None) -> Any:
+        """The resource, as the viewer may see it. Raises ApiError NOT_FOUND, whether it is not there or hidden."""
+        found = self._queries.find(kind, name, group)
+        shown = found.message if found is not None else None
+        if found is not None and viewer is not None:
+            shown = seen(self._authorizer, viewer, kind, found.message, found.plain)
+        if shown is None:
             where = f" in group {group}" if group else ""
             raise not_found(
                 f"there is no {kind} {name}{where}",
                 next_step=f"pwm get {kind.lower()}{' -A' if group else ''} lists what there is",
             )
-        return seen
+        return shown
 
     async def List(self, request: api.ListRequest, context: CallContext) -> api.ListResponse:
         await self._reach(request.min_revision)
@@ -247,7 +248,7 @@ class ResourceService:
         grouped = kind not in CLUSTER_KINDS
         group = request.group or principal.default_group
         names = frozenset(request.names)
-        seen = Sight(self._authorizer, principal).through(kind)
+        sees = Sight(self._authorizer, principal).through(kind)
 
         def wanted(shown: Shown) -> Any | None:
             item = shown.message
@@ -263,7 +264,7 @@ class ResourceService:
                 return None
             if kind != "Event" and request.selector and not selector(metadata.labels):
                 return None
-            return seen(item, place, shown.plain)
+            return sees(item, place, shown.plain)
 
         return wanted
 
