@@ -80,8 +80,8 @@ def counting(plane: ControlPlane) -> Doorkeeper:
     return Doorkeeper(limits, journal=plane.audit, unlimited=plane.authorizer.runs_the_cluster)
 
 
-def everything(authorizer: Any, principal: Any, kind: str, item: Any, plain: bool) -> Any:
-    return item
+def everything(authorizer: Any, principal: Any, kind: str, shown: Any) -> Any:
+    return shown.message
 
 
 class Everything:
@@ -91,7 +91,7 @@ class Everything:
         pass
 
     def through(self, kind: str) -> Any:
-        return lambda item, group, plain: item
+        return lambda shown: shown.message
 
 
 class NoDoor(Doorkeeper):

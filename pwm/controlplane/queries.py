@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from pwm import lifecycle
 from pwm.api.v1.common_pb2 import Metadata, Reason, Resources
+from pwm.api.v1.events_pb2 import Event
 from pwm.api.v1.node_pb2 import CPU, GPU, Node
 from pwm.api.v1.resource_pb2 import Bind, Resource
 from pwm.api.v1.workload_pb2 import Container, Workload
@@ -37,13 +38,18 @@ OBSERVED_KINDS = frozenset({"GPU", "CPU", "Bind", "Event"})
 
 
 class Shown(NamedTuple):
-    """A resource as users see it.
+    """A resource as users see it, and what of it is asked for whenever somebody wants to.
 
     `plain`: it has been looked at, and nothing in it is hidden from anybody who may get it (`core.targets`).
     """
 
     message: Any
+    group: str
     plain: bool = False
+
+    @classmethod
+    def of(cls, message: Any) -> "Shown":
+        return cls(message, message.group if isinstance(message, Event) else message.metadata.group)
 
 
 class Queries:
@@ -86,8 +92,8 @@ class Queries:
         if lately is not None and lately[0] is workload and lately[1] == moment:
             return lately[2]
         message = self._workload(uid, workload)
-        # Here and not where it is asked for: that is a thousand times as often, and reading it is half of the question.
-        shown = Shown(message, plain=not has_addresses(message))
+        # Here and not where it is asked for, which is a thousand times as often: reading it is half of the question.
+        shown = Shown(message, message.metadata.group, plain=not has_addresses(message))
         self._lately[uid] = (workload, moment, shown)
         return shown
 
@@ -165,7 +171,7 @@ class Queries:
     def _present(self, kind: str, state: Any) -> Shown:
         if kind == "Workload":
             return self._shown(state)
-        return Shown(self.node(state) if kind == "Node" else state)
+        return Shown.of(self.node(state) if kind == "Node" else state)
 
     # ---- many
 
@@ -174,13 +180,13 @@ class Queries:
         match kind:
             case "GPU":
                 for node in self._view.all("Node"):
-                    yield from map(Shown, self.gpus(node))
+                    yield from map(Shown.of, self.gpus(node))
             case "CPU":
-                yield from map(Shown, map(self.cpu, self._view.all("Node")))
+                yield from map(Shown.of, map(self.cpu, self._view.all("Node")))
             case "Bind":
-                yield from map(Shown, self.binds())
+                yield from map(Shown.of, self.binds())
             case "Event":
-                yield from map(Shown, self._view.recent_events)
+                yield from map(Shown.of, self._view.recent_events)
             case _:
                 for state in self._view.all(kind):
                     yield self._present(kind, state)
@@ -245,7 +251,7 @@ class Queries:
         if kind == change.kind:
             return [(change.uid, self._present(kind, change.after) if change.after is not None else None)]
         if kind == "Event":
-            return [(f"{change.uid}/{change.event.version}", Shown(change.event))]
+            return [(f"{change.uid}/{change.event.version}", Shown.of(change.event))]
         if change.kind == "Container":
             container: Any = change.after or change.before
             if kind == "Workload":
@@ -260,11 +266,11 @@ class Queries:
     def _of_node(self, kind: str, node: Any) -> list[tuple[str, Shown | None]]:
         match kind:
             case "Node":
-                return [(node.metadata.uid, Shown(self.node(node)))]
+                return [(node.metadata.uid, Shown.of(self.node(node)))]
             case "GPU":
-                return [(gpu.metadata.uid, Shown(gpu)) for gpu in self.gpus(node)]
+                return [(gpu.metadata.uid, Shown.of(gpu)) for gpu in self.gpus(node)]
             case "CPU":
-                return [(node.metadata.uid, Shown(self.cpu(node)))]
+                return [(node.metadata.uid, Shown.of(self.cpu(node)))]
         return []
 
 

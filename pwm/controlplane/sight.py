@@ -18,6 +18,7 @@ from pwm.api.v1.resource_pb2 import Bind
 from pwm.controlplane.auth import Authorizer, Principal
 from pwm.controlplane.core.authz import OWN_KINDS
 from pwm.controlplane.core.targets import hidden_from, hidden_in_event
+from pwm.controlplane.queries import Shown
 
 # Names in one sentence before the rest is only counted.
 NAMES_SHOWN = 5
@@ -40,31 +41,32 @@ class Sight:
         """Whether the caller holds a verb now."""
         return self._authorizer.may(self._principal, verb, kind, group, name)
 
-    def of(self, kind: str, item: Any, plain: bool = False) -> Any | None:
-        """The item as the caller may see it; None: not at all. `plain`: there is nothing in it to be hidden."""
-        return seen(self._authorizer, self._principal, kind, item, plain)
+    def of(self, kind: str, item: Any) -> Any | None:
+        """The item as the caller may see it; None: not at all."""
+        return seen(self._authorizer, self._principal, kind, Shown.of(item))
 
-    def through(self, kind: str) -> Callable[[Any, str, bool], Any | None]:
-        """`of` for many items of a kind, each given with its group, which takes time to read.
+    def through(self, kind: str) -> Callable[[Shown], Any | None]:
+        """`of` for many items of a kind.
 
         A group is asked about once, until somebody's rights change.
         """
         if kind in _ITEM_BY_ITEM:
-            return lambda item, group, plain: self.by_itself(kind, item)
+            return lambda shown: self.by_itself(kind, shown.message)
         view, rights, sees = self._authorizer.view, -1, dict[str, bool]()
         hides, viewer = kind == "Workload", self._principal.name
 
-        def see(item: Any, group: str, plain: bool) -> Any | None:
+        def see(shown: Shown) -> Any | None:
             nonlocal rights
             if rights != view.rights:
                 rights = view.rights
                 sees.clear()
-            seen = sees.get(group)
-            if seen is None:
-                seen = sees[group] = self.may(kind, group=group)
-            if not seen:
+            group = shown.group
+            may = sees.get(group)
+            if may is None:
+                may = sees[group] = self.may(kind, group=group)
+            if not may:
                 return None
-            return hidden_from(item, viewer) if hides and not plain else item
+            return hidden_from(shown.message, viewer) if hides and not shown.plain else shown.message
 
         return see
 
@@ -134,15 +136,15 @@ class Sight:
         return _and_more(shown, count - len(shown), nothing="what you may not see")
 
 
-def seen(authorizer: Authorizer, principal: Principal, kind: str, item: Any, plain: bool = False) -> Any | None:
+def seen(authorizer: Authorizer, principal: Principal, kind: str, shown: Shown) -> Any | None:
     """`Sight.of` for a single item: each GET comes by, and what `may` has answered before is looked up here."""
     if kind in _ITEM_BY_ITEM:
-        return Sight(authorizer, principal).by_itself(kind, item)
-    group, decided = item.metadata.group, principal.decided
-    known = decided.rights == authorizer.view.rights and decided.answers.get(("get", kind, group, ""))
-    if not known and not authorizer.may(principal, "get", kind, group):
+        return Sight(authorizer, principal).by_itself(kind, shown.message)
+    decided = principal.decided
+    known = decided.rights == authorizer.view.rights and decided.answers.get(("get", kind, shown.group, ""))
+    if not known and not authorizer.may(principal, "get", kind, shown.group):
         return None
-    return item if plain or kind != "Workload" else hidden_from(item, principal.name)
+    return shown.message if shown.plain or kind != "Workload" else hidden_from(shown.message, principal.name)
 
 
 def _and_more(shown: Sequence[str], left: int, *, nothing: str) -> str:

@@ -86,7 +86,7 @@ class ResourceService:
         found = self._queries.find(kind, name, group)
         shown = found.message if found is not None else None
         if found is not None and viewer is not None:
-            shown = seen(self._authorizer, viewer, kind, found.message, found.plain)
+            shown = seen(self._authorizer, viewer, kind, found)
         if shown is None:
             where = f" in group {group}" if group else ""
             raise not_found(
@@ -99,7 +99,7 @@ class ResourceService:
         await self._reach(request.min_revision)
         kind = canonical_kind(request.kind)
         wanted = self._filter(kind, request, context.principal)
-        there = map(Shown, await self._newest_events.read()) if kind == "Event" else self._queries.all(kind)
+        there = map(Shown.of, await self._newest_events.read()) if kind == "Event" else self._queries.all(kind)
         items = [item for item in map(wanted, there) if item is not None]
         if kind != "Event":
             items.sort(key=in_order)
@@ -245,26 +245,24 @@ class ResourceService:
             selector = parse_selector(request.selector)
         except SelectorError as error:
             raise invalid(str(error)) from error
-        grouped = kind not in CLUSTER_KINDS
+        one_group = kind not in CLUSTER_KINDS and not request.all_groups
         group = request.group or principal.default_group
         names = frozenset(request.names)
         sees = Sight(self._authorizer, principal).through(kind)
 
         def wanted(shown: Shown) -> Any | None:
-            item = shown.message
-            metadata = item if kind == "Event" else item.metadata
-            place = metadata.group
-            if grouped and not request.all_groups and place != group:
+            if one_group and shown.group != group:
                 return None
-            if names and metadata.name not in names:
+            item = shown.message
+            if names and (item if kind == "Event" else item.metadata).name not in names:
                 return None
             if request.workload and kind == "Container" and item.spec.workload != request.workload:
                 return None
             if request.zone and hasattr(item, "spec") and getattr(item.spec, "zone", "") not in (request.zone, ""):
                 return None
-            if kind != "Event" and request.selector and not selector(metadata.labels):
+            if kind != "Event" and request.selector and not selector(item.metadata.labels):
                 return None
-            return sees(item, place, shown.plain)
+            return sees(shown)
 
         return wanted
 

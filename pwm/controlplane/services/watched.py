@@ -71,7 +71,7 @@ class Watched:
             if item is not None:
                 answers.append(self._show(api.WatchResponse.MODIFIED, uid, item))
             elif change.kind == self._kind and change.before is not None:
-                gone = self._wanted(Shown(change.before))
+                gone = self._wanted(Shown.of(change.before))
                 if gone is not None:
                     answers.append(self._show(api.WatchResponse.DELETED, uid, gone))
         synced = self._message(api.WatchResponse.SYNCED)
