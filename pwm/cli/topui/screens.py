@@ -60,7 +60,10 @@ class HelpScreen(ModalScreen[None]):
 
 
 class TablesScreen(Screen[None]):
-    """A head line, gauges, tables above each other, and a line of keys that becomes the filter's input."""
+    """A head line, gauges, tables above each other, and a line of keys that becomes the filter's input.
+
+    A screen says which tables there are (`tables`), what goes into them (`fill`), and what it shows (`place`).
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q", "app.quit", show=False),
@@ -110,7 +113,7 @@ class TablesScreen(Screen[None]):
         yield Static(KEYS, id="keys")
 
     def tables(self) -> ComposeResult:
-        raise NotImplementedError
+        yield from ()
 
     def on_mount(self) -> None:
         self.rows(self.FIRST).focus()
@@ -131,11 +134,11 @@ class TablesScreen(Screen[None]):
         self.show_state()
 
     def fill(self, snapshot: Snapshot) -> None:
-        raise NotImplementedError
+        """Draws what is the screen's own."""
 
     def place(self) -> str:
         """What stands at the left of the head line, as markup-free text."""
-        raise NotImplementedError
+        return f"pwm top · {self.top.place}"
 
     def show_state(self) -> None:
         trouble = self.top.trouble
@@ -225,7 +228,7 @@ class Overview(TablesScreen):
         yield Rows(tables.workloads(None), id="workloads")
 
     def place(self) -> str:
-        parts = [f"pwm top · {self.top.place}"]
+        parts = [super().place()]
         if self._last:
             ready = sum(node.phase == "READY" for node in self._last.nodes)
             parts.append(f"{ready} of {len(self._last.nodes)} nodes ready")
@@ -282,7 +285,7 @@ class OneWorkload(TablesScreen):
 
     def place(self) -> str:
         group = f"{self._target.group}/" if self._target.group else ""
-        return f"pwm top · {self.top.place} · {group}{self._target.name}"
+        return f"{super().place()} · {group}{self._target.name}"
 
     def fill(self, snapshot: Snapshot) -> None:
         mine = [

@@ -23,7 +23,7 @@ GATHER_S = 0.2
 # A store that is slower than this is asked again, for the heartbeats that have come meanwhile.
 ANSWER_TIMEOUT_S = 3.0
 # An agent learns so many times within its self-fence that it is heard; more often only costs messages.
-PER_SELF_FENCE = 6
+PER_SELF_FENCE = 10
 
 # Those of the nodes whose sessions stood at some time after the call. Raises StoreError.
 Standing = Callable[[Collection[str]], Awaitable[Collection[str]]]
