@@ -43,6 +43,8 @@ def initialise(config: ControllerConfig) -> Made:
     daemon_log.configure(level="error", as_json=False)
     try:
         return asyncio.run(_initialise(config))
+    except store_errors.Unavailable as error:
+        raise CannotInitialise(f"etcd at {', '.join(config.etcd)} cannot be reached: {error}") from error
     except (store_errors.StoreError, ApiError, ClusterKeyError, CannotServe, UnusableFile) as error:
         raise CannotInitialise(str(error)) from error
     except TimeoutError as error:

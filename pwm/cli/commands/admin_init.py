@@ -31,7 +31,9 @@ def init(invocation: Invocation, *, etcd: tuple[str, ...], admin_token_file: str
     try:
         made = initialise(config)
     except CannotInitialise as error:
-        raise CliError(str(error), next_step="Nothing is lost by trying again.") from error
+        raise CliError(
+            str(error), next_step="Nothing is lost by trying again; --etcd HOST:PORT says where etcd is."
+        ) from error
     if ca_file:
         _write(ca_file, made.authorities)
     invocation.note(f"authority    {made.fingerprint}")
