@@ -86,6 +86,8 @@ class Surroundings:
     secrets: Secrets
     # The self-fence is due: what is wanted is what was wanted long ago.
     is_overdue: Callable[[], bool]
+    # Whether an earlier attempt of the same replica as this uid's may still run here.
+    elder_runs: Callable[[str], bool]
 
 
 class Container:
@@ -126,6 +128,11 @@ class Container:
     @property
     def is_running(self) -> bool:
         return self._seen is Seen.RUNNING
+
+    @property
+    def may_run(self) -> bool:
+        """It has not ended: it runs, or is on the way to it, or nobody knows."""
+        return self._seen is not Seen.ENDED and self.record.phase not in ENDED
 
     @property
     def record(self) -> Record:
@@ -278,7 +285,7 @@ class Container:
             case Operation.CREATE:
                 await self._launch(driver)
             case Operation.START:
-                if self._is_late:
+                if self._has_to_wait:
                     await asyncio.sleep(LATE_S)
                     return
                 async with self._around.slots:
@@ -360,9 +367,14 @@ class Container:
         """It may have a successor by now: the agent was stopped, woke up again, and has not been told yet."""
         return self.assignment.spec.on_node_lost == WorkloadSpec.reschedule and self._around.is_overdue()
 
+    @property
+    def _has_to_wait(self) -> bool:
+        """Or the one before it, which was given up for lost, is still to be ended: two never run at the same time."""
+        return self._is_late or self._around.elder_runs(self.uid)
+
     async def _start(self, driver: Driver) -> None:
         """Unless it is not to start any more, or not yet."""
-        if self._wanted is not Desired.RUN or self._is_late:
+        if self._wanted is not Desired.RUN or self._has_to_wait:
             return
         starting = asyncio.ensure_future(driver.start(self.uid))
         try:

@@ -157,10 +157,20 @@ class Supervisor:
                 killed=self._killed,
                 secrets=self.secrets,
                 is_overdue=self._is_overdue,
+                elder_runs=self._elder_runs,
             ),
         )
         self._containers[record.uid] = container
         container.task = self._tasks.create_task(self._live(container), name=f"container {record.uid}")
+
+    def _elder_runs(self, uid: str) -> bool:
+        """Where nobody was there to end it in time, agent and watchdog both, its successor may be placed beside it."""
+        replica, attempt = _place(uid)
+        return any(
+            container.may_run
+            for place, container in ((_place(other), container) for other, container in self._containers.items())
+            if place[0] == replica and place[1] < attempt
+        )
 
     async def _live(self, container: Container) -> None:
         try:
@@ -220,6 +230,12 @@ class Supervisor:
             if container.is_running and container.driver is not None:
                 found.setdefault(container.driver.name, []).append(uid)
         return found
+
+
+def _place(uid: str) -> tuple[str, int]:
+    """Which replica, and which attempt of it: `WORKLOAD.REPLICA.ATTEMPT`."""
+    replica, _, attempt = uid.rpartition(".")
+    return (replica, int(attempt)) if attempt.isdecimal() else (uid, 0)
 
 
 def _name(assignment: Assignment) -> str:

@@ -56,6 +56,23 @@ async def test_an_end_is_reported_with_its_code_then_removed_then_forgotten(
     assert driver.count("start", "a") == 1
 
 
+async def test_a_successor_on_the_same_machine_starts_when_the_one_before_it_has_ended(
+    agent: RunningAgent, controller: FakeController, driver: FakeDriver
+) -> None:
+    await controller.want(order("w.0.1", stop_grace_ms=600_000))
+    await controller.reported("w.0.1", "RUNNING")
+    driver.containers["w.0.1"].ignores_stop = True
+    # As after a time in which neither the agent nor its watchdog was there to end what may start elsewhere.
+    await controller.want(order("w.0.1", desired=Assignment.STOP, stop_grace_ms=600_000), order("w.0.2", attempt=2))
+    await until(lambda: driver.count("stop", "w.0.1") and driver.count("create", "w.0.2"))
+    await controller.want(order("w.1.2", attempt=2), order("v.0.2", attempt=2))
+    for bystander in ("w.1.2", "v.0.2"):
+        await controller.reported(bystander, "RUNNING")
+    assert driver.count("start", "w.0.2") == 0
+    driver.end("w.0.1", 143)
+    await controller.reported("w.0.2", "RUNNING")
+
+
 async def test_nothing_is_removed_before_the_report_of_the_end_is_acknowledged(
     agent: RunningAgent, controller: FakeController, driver: FakeDriver
 ) -> None:
