@@ -114,13 +114,19 @@ async def log_of(controller: FakeController, uid: str, *, follow: bool = False) 
     return b"".join(frame.log.data for frame in await stream.all())
 
 
+def since_it_runs(controller: FakeController, uid: str) -> list[str]:
+    """Its phases. That it is created is told only where that takes long, as on a busy machine."""
+    phases = controller.phases(uid)
+    return phases[1:] if phases[0] == "CREATING" else phases
+
+
 async def test_a_container_runs_prints_ends_and_its_output_stays(
     agent: AgentProcess, controller: FakeController, prefix: str, image: str
 ) -> None:
     uid = f"{prefix}a"
     await controller.want(order(uid, image, "sh", "-c", "echo out; echo err >&2; exit 3"))
     end = await controller.reported(uid, "EXITED")
-    assert controller.phases(uid) == ["RUNNING", "EXITED"]
+    assert since_it_runs(controller, uid) == ["RUNNING", "EXITED"]
     assert (end.exit_code, end.reason.code) == (3, Reason.EXIT_CODE)
     assert 0 < end.started_at.ToNanoseconds() <= end.finished_at.ToNanoseconds()
     await controller.drop(uid)
@@ -142,7 +148,7 @@ async def test_an_agent_killed_and_started_again_changes_nothing_for_its_contain
     assert (after["Pid"], after["StartedAt"]) == (before["Pid"], before["StartedAt"])
     await controller.want(order(uid, image, *COUNT_FOREVER, desired=Assignment.STOP, stop_grace_ms=1000))
     await controller.reported(uid, "EXITED")
-    assert controller.phases(uid) == ["RUNNING", "EXITING", "EXITED"]
+    assert since_it_runs(controller, uid) == ["RUNNING", "EXITING", "EXITED"]
     lines = (await log_of(controller, uid)).splitlines()
     assert lines == [b"line %d" % n for n in range(1, len(lines) + 1)], "no line lost, none doubled"
     assert len(lines) > 20
