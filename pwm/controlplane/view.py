@@ -64,8 +64,8 @@ class View:
         self.synced = False
         # Grows when somebody may do more or less than before, or everything is forgotten or has been read anew.
         self.rights = 0
-        # Grows with each change of a resource of the kind.
-        self.news = dict.fromkeys(STATE_TYPES, 0)
+        # Grows when a node is another one than before, or everything has been read anew.
+        self.nodes = 0
         self.recent: deque[ViewChange] = deque()
         # All changes after this revision are in `recent`.
         self.recent_after = 0
@@ -163,7 +163,7 @@ class View:
         self.revision = self.recent_after = revision
         self.synced = True
         self.rights += 1
-        self.news = {kind: count + 1 for kind, count in self.news.items()}
+        self.nodes += 1
         self._wake()
 
     def apply(self, event: Event, revision: int) -> None:
@@ -204,9 +204,10 @@ class View:
         before = held.state if held is not None else None
         after = entry.state if entry is not None else None
         self._index(event.kind, event.uid, before, after)
-        self.news[event.kind] += 1
         if event.kind in RIGHTS:
             self.rights += 1
+        elif event.kind == "Node":
+            self.nodes += 1
         self._tell(ViewChange(event.kind, event.uid, before, after, event, revision))
 
     def _tell(self, change: ViewChange) -> None:

@@ -354,6 +354,14 @@ def told_ended_too_early() -> None:
     )  # fmt: skip
 
 
+@bug("freeze-agent", "kill-watchdog")
+def beside_the_one_before() -> None:
+    """An attempt starts while the one before it, which nobody has ended in time, still runs on the same machine."""
+    from pwm.nodeagent.supervisor import Supervisor
+
+    edit(Supervisor, "_elder_runs", ("container.may_run", "False"))
+
+
 @bug("box-is-removed")
 def started_again() -> None:
     """A container that somebody removed is created again."""

@@ -65,7 +65,7 @@ class NodeController:
     async def run(self) -> None:
         """Until cancelled. Raises FenceLost when another replica leads."""
         while True:
-            news = self._view.news["Node"], self._presence.news
+            news = self._view.nodes, self._presence.news
             everyone, doubtful = self._look() if news != self._quiet_since else ([], [])
             # Until something changes there is no more to say than now.
             self._quiet_since = None if doubtful else news

@@ -81,18 +81,12 @@ class ResourceService:
             resource=wrap(kind, found), revision=self._view.revision, stale_since=self._stale_since()
         )
 
-    def _find(self, kind: str, name: str, group: str, viewer: Principal | None = None) -> Any:
+    def _find(self, kind: str, name: str, group: str, viewer: Principal) -> Any:
         """The resource, as the viewer may see it. Raises ApiError NOT_FOUND, whether it is not there or hidden."""
         found = self._queries.find(kind, name, group)
-        shown = found.message if found is not None else None
-        if found is not None and viewer is not None:
-            shown = seen(self._authorizer, viewer, kind, found)
+        shown = seen(self._authorizer, viewer, kind, found) if found is not None else None
         if shown is None:
-            where = f" in group {group}" if group else ""
-            raise not_found(
-                f"there is no {kind} {name}{where}",
-                next_step=f"pwm get {kind.lower()}{' -A' if group else ''} lists what there is",
-            )
+            raise _missing(kind, name, group)
         return shown
 
     async def List(self, request: api.ListRequest, context: CallContext) -> api.ListResponse:
@@ -177,7 +171,7 @@ class ResourceService:
         def decide() -> list[Change]:
             state: Any = self._view.by_name(kind, request.name, group=group)
             if state is None:
-                self._find(kind, request.name, group)
+                raise _missing(kind, request.name, group)
             cascade.clear()
             if kind == "Workload":
                 containers = self._view.containers_of(state.metadata.uid)
@@ -288,3 +282,11 @@ class ResourceService:
                 f"this replica has not seen revision {revision} yet",
                 next_step="try again, or ask another replica",
             ) from error
+
+
+def _missing(kind: str, name: str, group: str) -> ApiError:
+    where = f" in group {group}" if group else ""
+    return not_found(
+        f"there is no {kind} {name}{where}",
+        next_step=f"pwm get {kind.lower()}{' -A' if group else ''} lists what there is",
+    )
