@@ -43,15 +43,12 @@ WORKLOADS = 1_000
 TARGET = 0.95
 UNIT = "requests/s of CPU"
 LIST = "/v1/resources/Workload?group=vision"
-# With how long a run takes: a hundred answers or more.
+# With how long a run takes, a hundred answers or more, and of how many rounds it is one: longer runs are fewer.
 PATHS = {
-    "GET of one": (PATH, 0.1),
-    "list of 1,000, a table": (f"{LIST}&format=TABLE", 0.5),
-    "list of 1,000, JSON": (LIST, 0.5),
+    "GET of one": (PATH, 0.1, 1),
+    "list of 1,000, a table": (f"{LIST}&format=TABLE", 0.5, 4),
+    "list of 1,000, JSON": (LIST, 0.5, 4),
 }
-# Longer runs are fewer.
-LONG_S = 0.5
-LONG_SHARE = 4
 
 
 def filled() -> ControlPlane:
@@ -194,12 +191,12 @@ def main() -> None:
         server = Switched()
         try:
             for name in measured:
-                path, seconds = PATHS.get(name, PATHS["GET of one"])
+                path, seconds, one_of = PATHS.get(name, PATHS["GET of one"])
                 measured[name] += measure(
                     server,
                     path,
                     server.uncounted if name == counted else server.unchecked,
-                    rounds=options.rounds // (LONG_SHARE if seconds >= LONG_S else 1),
+                    rounds=options.rounds // one_of,
                     connections=options.connections,
                     seconds=seconds,
                 )
