@@ -34,6 +34,7 @@ from pwm.controlplane.core.door import DoorLimits
 from pwm.controlplane.gateway import Gateway
 from pwm.controlplane.gateway.doorkeeper import Doorkeeper
 from pwm.controlplane.plane import ControlPlane
+from pwm.controlplane.servicers import servicers
 from pwm.controlplane.services import resources
 from pwm.controlplane.sight import Sight, seen
 from pwm.controlplane.store.keys import Keys
@@ -101,7 +102,7 @@ class NoDoor(Doorkeeper):
 
 async def start(plane: ControlPlane, door: Doorkeeper, **given: Any) -> int:
     gateway = Gateway(
-        services=plane.services(),
+        services=servicers(plane),
         health=plane.health,
         registry=CollectorRegistry(),
         title="PWM",

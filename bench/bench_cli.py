@@ -46,6 +46,7 @@ async def _serve(rows: int, pipe: Connection) -> None:
     from pwm.controlplane.clock import Clock
     from pwm.controlplane.gateway.gateway import Gateway
     from pwm.controlplane.plane import ControlPlane
+    from pwm.controlplane.servicers import servicers
     from pwm.controlplane.store.keys import Keys
     from pwm.controlplane.store.memory import MemoryKV
     from pwm.version import VERSION
@@ -55,7 +56,7 @@ async def _serve(rows: int, pipe: Connection) -> None:
     )
     fill(plane.view, rows)
     gateway = Gateway(
-        services=plane.services(),
+        services=servicers(plane),
         authenticate=plane.authenticator.user,
         authorize=plane.authorizer.check_of,
         health=plane.health,

@@ -30,6 +30,7 @@ from pwm.controlplane.errors import ApiError
 from pwm.controlplane.gateway import Gateway
 from pwm.controlplane.gateway.doorkeeper import Doorkeeper
 from pwm.controlplane.plane import ControlPlane
+from pwm.controlplane.servicers import servicers
 
 ADDRESSES = [f"10.0.{number // 250}.{number % 250 + 1}" for number in range(500)]
 # Guesses between two looks at the queue, and two requests of the user.
@@ -70,7 +71,7 @@ async def run(guesses: int, over_http: int) -> dict[str, float]:
     plane = filled()
     door = Doorkeeper(DoorLimits(), journal=plane.audit)
     gateway = Gateway(
-        services=plane.services(),
+        services=servicers(plane),
         authenticate=plane.authenticator.user,
         recognize=plane.authenticator.recognize,
         authorize=plane.authorizer.check_of,

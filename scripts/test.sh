@@ -9,9 +9,10 @@ if [ $# -gt 0 ]; then
     exec .venv/bin/python -m pytest "$@"
 fi
 
-# Most of the rest waits most of the time: beside it runs, first, what only computes and gives way to it, then the faults.
+# Most of the rest waits most of the time: beside it runs, first, what only computes and gives way to it, then the faults
+# and, for both to end at about the same time, the store's contract.
 computing="tests/sim tests/unit tests/property"
-faults="tests/faults"
+breaking="tests/faults tests/contract"
 said=$(mktemp)
 (
     ended=0
@@ -20,7 +21,8 @@ said=$(mktemp)
     # shellcheck disable=SC2086
     nice -n 10 .venv/bin/python -m pytest -o timeout=600 $computing & running=$!
     wait "$running" || ended=$?
-    .venv/bin/python -m pytest "$faults" & running=$!
+    # shellcheck disable=SC2086
+    .venv/bin/python -m pytest $breaking & running=$!
     wait "$running" || ended=$?
     exit "$ended"
 ) >"$said" 2>&1 &
@@ -31,8 +33,8 @@ trap 'exit 130' INT TERM
 scripts/lint.sh
 failed=0
 # shellcheck disable=SC2086
-.venv/bin/python -m pytest $(printf -- '--ignore=%s ' $computing $faults) || failed=$?
+.venv/bin/python -m pytest $(printf -- '--ignore=%s ' $computing $breaking) || failed=$?
 wait "$beside" || failed=$?
-echo "== beside it: $computing $faults"
+echo "== beside it: $computing $breaking"
 cat "$said"
 exit "$failed"

@@ -31,6 +31,7 @@ from pwm.controlplane.oidc.provider import Provider
 from pwm.controlplane.oidc.settings import BadSettings
 from pwm.controlplane.peers import dial_insecure, dial_with
 from pwm.controlplane.plane import ControlPlane
+from pwm.controlplane.servicers import servicers
 from pwm.controlplane.store import errors as store_errors
 from pwm.controlplane.store.etcd import EtcdKV
 from pwm.controlplane.store.etcd_quota import Quotas
@@ -160,7 +161,7 @@ async def _serve(config: ControllerConfig, plane: ControlPlane, kv: EtcdKV, cert
     )
     registry = _metrics(plane, door)
     gateway = Gateway(
-        services=plane.services(),
+        services=servicers(plane),
         authenticate=plane.authenticator.user,
         recognize=plane.authenticator.recognize,
         authorize=plane.authorizer.check_of,

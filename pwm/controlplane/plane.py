@@ -15,9 +15,6 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-from google.protobuf.descriptor import ServiceDescriptor
-
-from pwm.api.v1 import services_pb2
 from pwm.controlplane.agents import Agents
 from pwm.controlplane.audit import Audit, AuditLog
 from pwm.controlplane.auth import Authenticator, Authorizer, Principal
@@ -56,31 +53,9 @@ from pwm.controlplane.peerdoor import PeerDoor
 from pwm.controlplane.peers import Dial, Peers, Refused, connection_refused, dial_insecure
 from pwm.controlplane.presence import Presence
 from pwm.controlplane.queries import Queries
-from pwm.controlplane.replicas import Replicas
 from pwm.controlplane.roles import CHORES, ZONE_PREFIX, Roles
 from pwm.controlplane.secrets import Secrets
-from pwm.controlplane.services.accounts import AccountReader, LimitService
-from pwm.controlplane.services.admin import AdminService
-from pwm.controlplane.services.applying import Applier
-from pwm.controlplane.services.audit import AuditReader
-from pwm.controlplane.services.cluster_status import ClusterStatus
-from pwm.controlplane.services.credits import CreditService
-from pwm.controlplane.services.drill import Drill
-from pwm.controlplane.services.events import EventService
-from pwm.controlplane.services.exec import ExecBridge
-from pwm.controlplane.services.explaining import Explainer
 from pwm.controlplane.services.joining import Joining
-from pwm.controlplane.services.logins import LoginService
-from pwm.controlplane.services.logs import LogReader
-from pwm.controlplane.services.newest_events import NewestEvents
-from pwm.controlplane.services.notices import NoticeService
-from pwm.controlplane.services.resources import ResourceService
-from pwm.controlplane.services.restore import Restore
-from pwm.controlplane.services.secrets import SecretApplier
-from pwm.controlplane.services.system import SystemService
-from pwm.controlplane.services.tokens import TokenService
-from pwm.controlplane.services.usage import UsageService
-from pwm.controlplane.services.workloads import WorkloadService
 from pwm.controlplane.store import errors as store_errors
 from pwm.controlplane.store.commits import Guard, StreamId
 from pwm.controlplane.store.election import leaders
@@ -104,7 +79,7 @@ HEARING_BEAT_S = 1.0
 
 
 class ControlPlane:
-    """`run` its loops; hand `services`, `dispatcher` and `peer_door` to servers."""
+    """`run` its loops; hand its `servicers`, `dispatcher` and `peer_door` to servers."""
 
     def __init__(
         self,
@@ -238,9 +213,9 @@ class ControlPlane:
         )
         self._keys = keys
         self._courier = courier
-        self._registries = frozenset(map(canonical, registries))
-        self._provider = provider
-        self._cluster_key = cluster_key
+        self.registries = frozenset(map(canonical, registries))
+        self.provider = provider
+        self.cluster_key = cluster_key
         self._audit_kept_ms = audit_kept_ms
 
     async def _node_revision(self, name: str) -> int:
@@ -292,10 +267,6 @@ class ControlPlane:
                     view=self.view, commands=self.commands, clock=self.clock, uses=self.token_uses, fence=fence
                 )
             )
-
-    @property
-    def _notice_settings(self) -> NoticeSettings | None:
-        return self._courier.settings if self._courier is not None else None
 
     def _notices(self, courier: Courier, fence: Guard) -> NoticeController:
         return NoticeController(
@@ -400,6 +371,11 @@ class ControlPlane:
             self.presence.say(deaf=hearing.deaf())
             await asyncio.sleep(HEARING_BEAT_S)
 
+    @property
+    def notice_settings(self) -> NoticeSettings | None:
+        """How notices are sent; None: not at all."""
+        return self._courier.settings if self._courier is not None else None
+
     async def leaders(self) -> list[tuple[str, str, int]]:
         """(role, replica, since in ms) of each role that has a leader. Raises StoreError."""
         found = await leaders(self.kv, self._keys)
@@ -412,134 +388,3 @@ class ControlPlane:
         if not self.view.synced:
             return HealthReport(ready=False, reasons=("the log has not been read yet",))
         return HealthReport(ready=True)
-
-    # ---- services
-
-    def services(self) -> list[tuple[ServiceDescriptor, object]]:
-        """Every service's descriptor with its servicer, for the gateway."""
-        view, clock = self.view, self.clock
-        applier = Applier(
-            view=view,
-            commands=self.commands,
-            cluster=self.cluster,
-            authorizer=self.authorizer,
-            secrets=SecretApplier(view=view, secrets=self.secrets),
-            notices=self._notice_settings,
-            registries=self._registries,
-            treasury=self.treasury,
-            clock=clock,
-        )
-        newest_events = NewestEvents(view, self.store, lambda: self.follower.changed_last)
-        servicers = {
-            "SystemService": SystemService(
-                clock,
-                self.authorizer,
-                self.joining,
-                accounts=AccountReader(view=view, cluster=self.cluster),
-                treasury=self.treasury,
-            ),
-            "ResourceService": ResourceService(
-                view=view,
-                queries=self.queries,
-                commands=self.commands,
-                applier=applier,
-                authorizer=self.authorizer,
-                clock=clock,
-                stale_since_ms=self.stale_since_ms,
-                store_revision=self.store.revision,
-                observe_contact=self.presence.observe,
-                newest_events=newest_events,
-            ),
-            "WorkloadService": self._workload_service(),
-            "UsageService": UsageService(
-                view=view, queries=self.queries, agents=self.agents, authorizer=self.authorizer, clock=clock
-            ),
-            "EventService": EventService(
-                audit=AuditReader(log=self.audit_log, authorizer=self.authorizer, clock=clock),
-                view=view,
-                store=self.store,
-                authorizer=self.authorizer,
-                clock=clock,
-                stale_since_ms=self.stale_since_ms,
-                newest=newest_events,
-            ),
-            "TokenService": TokenService(
-                view=view,
-                commands=self.commands,
-                authorizer=self.authorizer,
-                clock=clock,
-                uses=self.token_uses,
-                stale_since_ms=self.stale_since_ms,
-            ),
-            "LoginService": LoginService(
-                provider=self._provider,
-                key=self._cluster_key,
-                view=view,
-                commands=self.commands,
-                clock=clock,
-                journal=self.audit,
-            ),
-            "CreditService": CreditService(
-                treasury=self.treasury,
-                view=view,
-                store=self.store,
-                authorizer=self.authorizer,
-                stale_since_ms=self.stale_since_ms,
-            ),
-            "LimitService": LimitService(
-                view=view, accounts=AccountReader(view=view, cluster=self.cluster), authorizer=self.authorizer
-            ),
-            "NoticeService": NoticeService(view=view, commands=self.commands, settings=self._notice_settings),
-            "AdminService": self._admin_service(),
-        }
-        return [(services_pb2.DESCRIPTOR.services_by_name[name], servicer) for name, servicer in servicers.items()]
-
-    def _admin_service(self) -> AdminService:
-        replicas = Replicas(replica=self.replica, peers=self.peers, door=self.peer_door)
-        status = ClusterStatus(
-            replica=self.replica,
-            view=self.view,
-            store=self.store,
-            kv=self.kv,
-            presence=self.presence,
-            replicas=replicas,
-            clock=self.clock,
-            leaders=self.leaders,
-            roles=self.roles.wanted,
-            times=self.times,
-            stale_since_ms=self.stale_since_ms,
-            doubt=lambda: self.lineage.doubt,
-        )
-        return AdminService(
-            view=self.view,
-            store=self.store,
-            audit_log=self.audit_log,
-            commands=self.commands,
-            clock=self.clock,
-            presence=self.presence,
-            status=status,
-            drill=Drill(status=status, replicas=replicas, clock=self.clock),
-            restore=Restore(lineage=self.lineage, store=self.store, view=self.view, replicas=replicas),
-            authorizer=self.authorizer,
-            joining=self.joining,
-        )
-
-    def _workload_service(self) -> WorkloadService:
-        explainer = Explainer(
-            view=self.view,
-            queries=self.queries,
-            cluster=self.cluster,
-            clock=self.clock,
-            stale_since_ms=self.stale_since_ms,
-        )
-        return WorkloadService(
-            view=self.view,
-            commands=self.commands,
-            agents=self.agents,
-            explainer=explainer,
-            logs=LogReader(view=self.view, agents=self.agents, clock=self.clock),
-            bridge=ExecBridge(view=self.view, agents=self.agents, authorizer=self.authorizer, audit=self.audit),
-            tickets=self.tickets,
-            authorizer=self.authorizer,
-            clock=self.clock,
-        )

@@ -23,6 +23,7 @@ from pwm.controlplane.context import CallContext
 from pwm.controlplane.core.nodes import NodeTimes
 from pwm.controlplane.errors import ApiError
 from pwm.controlplane.plane import ControlPlane
+from pwm.controlplane.servicers import servicers
 from pwm.controlplane.store import errors as store_errors
 from pwm.controlplane.store.etcd import EtcdKV
 from pwm.controlplane.store.etcd_channels import CHANNEL_OPTIONS as ETCD_OPTIONS
@@ -225,7 +226,7 @@ class Controller(Program):
 def _users_door(process: Process, plane: ControlPlane) -> Server:
     """Where users' calls come in: what the gateway does, without HTTP."""
     server = Server(process)
-    for descriptor, servicer in plane.services():
+    for descriptor, servicer in servicers(plane):
         handlers = {}
         for method in descriptor.methods:
             asked = getattr(services_pb2, method.input_type.name, None)

@@ -16,6 +16,7 @@ from google.protobuf.descriptor import MethodDescriptor
 
 from pwm.api.v1 import agent_pb2, peer_pb2, services_pb2
 from pwm.api.v1.access_pb2 import access
+from pwm.controlplane.servicers import servicers
 from tests.unit.access.world import CALLERS, HIDDEN, NOWHERE, OTHER, OWN, STRANGERS, Answer, a_world
 
 PUBLIC, ANYBODY, BY_KIND = "public", "anybody", "by kind"
@@ -295,7 +296,7 @@ def test_every_rpc_of_the_api_has_a_rule_here_and_in_its_descriptor() -> None:
 
 async def test_nothing_that_is_for_agents_and_replicas_has_a_route() -> None:
     async with a_world() as world:
-        offered = {descriptor.name for descriptor, _ in world.plane.services()}
+        offered = {descriptor.name for descriptor, _ in servicers(world.plane)}
     assert offered == set(services_pb2.DESCRIPTOR.services_by_name)
 
 

@@ -32,6 +32,7 @@ from pwm.controlplane.gateway import Gateway
 from pwm.controlplane.gateway.doorkeeper import Doorkeeper
 from pwm.controlplane.oidc.provider import Provider
 from pwm.controlplane.plane import ControlPlane
+from pwm.controlplane.servicers import servicers
 from pwm.controlplane.store.keys import Keys
 from pwm.controlplane.store.memory import MemoryKV
 from tests.patience import PATIENCE_S
@@ -130,7 +131,7 @@ async def a_world(limits: DoorLimits = NO_LIMITS, *, provider: Provider | None =
         following = asyncio.create_task(plane.follower.run())
         await plane.view.wait_for(0)
         gateway = Gateway(
-            services=plane.services(),
+            services=servicers(plane),
             authenticate=plane.authenticator.user,
             recognize=plane.authenticator.recognize,
             authorize=plane.authorizer.check_of,

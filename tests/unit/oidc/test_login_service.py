@@ -212,7 +212,7 @@ def a_handle(key: ClusterKey, place: Place, *, context: str = SEALED_FOR, **chan
 
 
 def own_key(place: Place) -> ClusterKey:
-    key = place.world.plane._cluster_key
+    key = place.world.plane.cluster_key
     assert key is not None
     return key
 
