@@ -30,7 +30,7 @@ import orjson
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from bench.paired import save
+from bench.paired import save, saved
 from pwm.controlplane.store.etcd import EtcdKV
 from tests.faults.cluster import until
 from tests.pwm_cluster import PwmCluster
@@ -247,7 +247,8 @@ def main() -> int:
     parser.add_argument("--changes", type=int, default=300)
     parser.add_argument("--only", default="watch,agents")
     given = parser.parse_args()
-    results: dict[str, Any] = {}
+    # What is not measured now stays as it was.
+    results = saved("scale")
     with tempfile.TemporaryDirectory(prefix="pwm-bench-") as scratch:
         cluster = PwmCluster(Path(scratch), "unix:///var/run/docker.sock", controllers=3, fsync=True)
         try:

@@ -67,3 +67,11 @@ def save(name: str, results: dict[str, Any]) -> None:
     RESULTS.mkdir(exist_ok=True)
     machine = {"python": platform.python_version(), "cores": os.cpu_count()}
     (RESULTS / f"{name}.json").write_text(json.dumps({"machine": machine, **results}, indent=2) + "\n")
+
+
+def saved(name: str) -> dict[str, Any]:
+    """What was saved last; empty if nothing was."""
+    path = RESULTS / f"{name}.json"
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    results.pop("machine", None)
+    return results
