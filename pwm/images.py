@@ -1,11 +1,11 @@
 """Small images made on this machine, without a registry.
 
-The demo and the tests need an image that is surely there, also where no registry can be reached. Debian's
+Examples, demo and tests need an image that is surely there, also where no registry can be reached. Debian's
 static busybox is one file that holds a shell and two hundred commands, so a tar of it with one link per
 command is an image: it is handed to the engine as `docker import` would, with the standard library alone.
 An import of the same bytes twice would leave an untagged image behind, so one that is present is kept.
 
-Next: `make demo` and `pwm up --demo` call `ensure_hello`, tests call `ensure_busybox`.
+`pwm up` calls `ensure_hello`, tests call `ensure_busybox`.
 """
 
 import http.client

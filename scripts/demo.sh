@@ -40,8 +40,6 @@ show() {  # show WORD...: prints a command as one would type it, then runs it
 
 started() { grep -q '^Ready' "$scratch/up.log"; }
 
-python -c 'from pwm.images import ensure_hello; ensure_hello()'
-
 # Containers of all clusters share the engine's names: a `hello` of another PWM here gets ours out of its way.
 group=""
 if python -c 'import docker, sys; sys.exit(not docker.from_env().containers.list(

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.docker_engine import IsolatedDockerdFactory
+from tests.e2e.local_pwm import pwm_up
 from tests.pwm_cluster import PwmCluster
 
 pytestmark = [pytest.mark.etcd, pytest.mark.docker]
@@ -24,14 +26,18 @@ def commands() -> list[list[str]]:
     return [shlex.split(line, comments=True)[1:] for line in first_screen.splitlines() if line.startswith("pwm ")]
 
 
-def test_the_first_screen_can_be_typed_as_it_is(cluster: PwmCluster, hello_image: str) -> None:
+def test_the_first_screen_can_be_typed_as_it_is(
+    isolated_dockerd: IsolatedDockerdFactory, etcd_binary: str, tmp_path: Path
+) -> None:
+    """On a machine whose engine has no image yet."""
     typed = commands()
     assert [words[0] for words in typed] == ["apply", "logs", "get", "run", "top"]
-    for words in typed:
-        words = [str(ROOT / word) if word.startswith("examples/") else word for word in words]
-        result = cluster.pwm(*words)
-        assert result.code == 0, f"pwm {' '.join(words)}: {result.code}\n{result.out}{result.err}"
-        assert result.out, f"pwm {' '.join(words)} printed nothing"
+    with pwm_up(tmp_path, "--rm", docker_host=isolated_dockerd().host) as pwm:
+        # Only this profile is in the file, but --rm does not make it the one to use.
+        pwm.environment["PWM_PROFILE"] = "local"
+        for words in typed:
+            result = pwm(*(str(ROOT / word) if word.startswith("examples/") else word for word in words))
+            assert result.stdout, f"pwm {' '.join(words)} printed nothing"
 
 
 @pytest.mark.parametrize("text", blocks("yaml"))

@@ -193,18 +193,20 @@ class _Session:
             self._profile, servers=cluster.urls, token=cluster.token, use=not self._options["rm"], ca_file=ca_file,
             pinned=pinned,
         )  # fmt: skip
-        if self._options["demo"]:
-            await asyncio.to_thread(self._first_workload)
-        self._say_next_steps()
+        image = await asyncio.to_thread(self._hello_image)
+        if self._options["demo"] and image is not None:
+            await asyncio.to_thread(self._first_workload, image)
+        self._say_next_steps(image)
 
     # --- words ------------------------------------------------------------------------------------
 
-    def _say_next_steps(self) -> None:
+    def _say_next_steps(self, image: str | None) -> None:
         say, cluster = self._invocation.say, self._cluster
         flag = f" --profile {self._profile}" if self._options["rm"] else ""
         say(f"\nReady. The profile {self._profile!r} has the token." + ("" if flag else " It is the one in use now."))
-        say(f"  pwm run{flag} pwm-demo/hello:latest       a workload, its output, its exit code")
-        say(f"  pwm apply{flag} -f examples/hello.yaml    the same from YAML; then: pwm get wk")
+        if image is not None:
+            say(f"  pwm run{flag} {image}       a workload, its output, its exit code")
+            say(f"  pwm apply{flag} -f examples/hello.yaml    the same from YAML; then: pwm get wk")
         say(f"  pwm top{flag}                             nodes, GPUs and workloads, live")
         if cluster.settings.controllers > 1:
             say(f"  pwm admin status{flag}                    who leads, how far each one is")
@@ -229,10 +231,17 @@ class _Session:
         profile = Profile(self._profile, servers=cluster.urls, token=cluster.token, ca_file=ca_file, pinned=pinned)
         return Client(profile, warn=self._invocation.warn)
 
-    def _first_workload(self) -> None:
-        from pwm.images import ensure_hello
+    def _hello_image(self) -> str | None:
+        """The image of the examples, which no registry has; None, with a warning, where it cannot be made."""
+        from pwm.images import ImageError, ensure_hello
 
-        image = ensure_hello(self._cluster.settings.docker_host)
+        try:
+            return ensure_hello(self._cluster.settings.docker_host)
+        except ImageError as error:
+            self._invocation.warn(f"the examples cannot run here, their image cannot be made: {error}")
+            return None
+
+    def _first_workload(self, image: str) -> None:
         document = {"apiVersion": "v1", "kind": "Workload", "metadata": {"name": "hello"}, "spec": {"image": image}}
         client = self._client()
         try:
