@@ -128,6 +128,8 @@ def test_a_drill_proves_that_nobody_notices(pwm: LocalPwm, failure: list[str]) -
     assert processes(pwm) == before
     names = [workload["metadata"]["name"] for workload in json.loads(pwm("get", "wk", "-A", "-o", "json").stdout)]
     assert sorted(names) == ["stays-0", "stays-1"]
+    assert b"stays-0" in pwm("events").stdout
+    assert b"pwm-drill" not in pwm("events").stdout, "users of another group are shown the drill"
 
 
 def test_a_drill_of_the_other_role_names_its_leader(pwm: LocalPwm) -> None:

@@ -13,6 +13,7 @@ from pwm.cli import exit_codes
 from pwm.cli.client import quote
 from pwm.cli.errors import NOT_FOUND, CliError, ServerError, UsageError
 from pwm.cli.failover import evidence, report
+from pwm.cli.failover.ledger import GROUP
 from pwm.cli.failover.rounds import LeaderMoved, Plan, Round, play, until_calm
 from pwm.cli.failover.watch import Watcher, start_watchers
 from pwm.cli.failover.world import Container, Standing, World
@@ -148,10 +149,10 @@ class _Drill:
             if name == self._ledgers[-1]:
                 self._last = name
             try:
-                self._world.ask("DELETE", f"/v1/resources/Workload/{quote(name)}")
+                self._world.ask("DELETE", f"/v1/resources/Workload/{quote(name)}?group={GROUP}")
             except CliError as error:
                 if not isinstance(error, ServerError) or error.status != NOT_FOUND:
-                    self._line.note(f"{name} could not be removed ({error.message}): pwm delete wk {name}")
+                    self._line.note(f"{name} could not be removed ({error.message}): pwm delete wk {name} -g {GROUP}")
 
     # --- after ------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pwm.cli.failover.evidence import Finding, median
+from pwm.cli.failover.ledger import GROUP
 from pwm.cli.failover.rounds import Plan, Round
 from pwm.cli.failover.world import Standing
 
@@ -33,8 +34,9 @@ def announcement(plan: Plan, *, rounds: int, name: str, servers: int, running: i
     what = _WHAT[plan.failure].format(role=plan.role, freeze_s=plan.freeze_s)
     lines = [
         f"This {what}, {times}.",
-        f"Meanwhile workloads without replicas ({name}-1 and so on) are written to and read without a pause, and "
-        f"{servers} client{'s' if servers > 1 else ''} follow{'' if servers > 1 else 's'} all events.",
+        f"Meanwhile workloads without replicas ({name}-1 and so on, in group {GROUP}) are written to and read "
+        f"without a pause, and {servers} client{'s' if servers > 1 else ''} "
+        f"follow{'' if servers > 1 else 's'} all events.",
         f"{running:,} container{' runs' if running == 1 else 's run'} now, and none is to notice anything."
         if running
         else "No container runs now, so nothing will be proven about containers.",

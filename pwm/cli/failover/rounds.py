@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from pwm.cli.errors import FAILED_PRECONDITION, CliError, ServerError
 from pwm.cli.failover.evidence import longest_wait_s
-from pwm.cli.failover.ledger import Ledger, Pages
+from pwm.cli.failover.ledger import GROUP, Ledger, Pages
 from pwm.cli.failover.world import Standing, World, seconds
 
 TYPE_CHECKING = False
@@ -95,7 +95,7 @@ def play(
         ledger.wait(AFTER_S)
         ended_s = ledger.written_until_s or time.monotonic()
     round_.wait_s = longest_wait_s(ledger.pages.acks, from_s=failed_s, to_s=ended_s)
-    round_.history = world.history(name, upto=ledger.pages.acks[-1].revision if ledger.pages.acks else 0)
+    round_.history = world.history(GROUP, name, upto=ledger.pages.acks[-1].revision if ledger.pages.acks else 0)
     return round_
 
 

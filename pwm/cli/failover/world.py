@@ -113,12 +113,12 @@ class World:
     def standing(self) -> Standing:
         return standing(self.ask("GET", "/v1/admin/status"))
 
-    def history(self, name: str, *, upto: int) -> list[dict[str, Any]]:
+    def history(self, group: str, name: str, *, upto: int) -> list[dict[str, Any]]:
         """Every event of a workload and its containers that the log holds, of `upto` and before at least.
 
         The replica that is asked may not have seen the last of it yet: it is asked again for a while.
         """
-        path = f"/v1/events?kind=Workload&name={quote(name)}&limit={HISTORY_EVENTS}"
+        path = f"/v1/events?kind=Workload&group={quote(group)}&name={quote(name)}&limit={HISTORY_EVENTS}"
         limit = time.monotonic() + 2 * HISTORY_S
         seen_limit = time.monotonic() + SEEN_LIMIT_S
         while True:

@@ -335,7 +335,7 @@ def test_a_history_is_read_until_it_reaches_what_was_acknowledged(server: FakeSe
     server.on("GET", "/v1/events", short, short, whole)
     world = World(Profile("p", servers=[server.url], token="t"))
     try:
-        events = world.history("ledger-1", upto=7)
+        events = world.history("admin", "ledger-1", upto=7)
     finally:
         world.close()
     assert evidence.lost([(pages(5, 7), events)]).good
@@ -347,7 +347,7 @@ def test_a_history_that_never_reaches_it_is_taken_as_it_is(server: FakeServer, m
     server.on("GET", "/v1/events", Stream([{"event": event} for event in history(5)]))
     world = World(Profile("p", servers=[server.url], token="t"))
     try:
-        events = world.history("ledger-1", upto=7)
+        events = world.history("admin", "ledger-1", upto=7)
     finally:
         world.close()
     assert evidence.lost([(pages(5, 7), events)]).count == 1
