@@ -38,6 +38,8 @@ from pwm.controlplane.core.nodes import NodeTimes
 from pwm.controlplane.core.reconcile import reconcile
 from pwm.controlplane.core.scheduling.cluster import Cluster
 from pwm.controlplane.core.scheduling.explain import explain
+from pwm.controlplane.core.scheduling.plan import plan
+from pwm.controlplane.core.scheduling.queue import Waiting
 from pwm.controlplane.presence import _SILENT
 from pwm.controlplane.store.keys import Keys
 from pwm.controlplane.store.kv import WatchEvent
@@ -422,18 +424,20 @@ class Checker(Witness):
             else:
                 self._must(held_state == state, "I5", f"{kind}/{uid} differs in a view")
 
-    def check_settled(self, cluster: Cluster, machines: list[Machine], *, now_ms: int) -> None:
-        """I7 and I18, once faults are over. Raises Broken with what is not settled yet."""
+    def check_settled(self, cluster: Cluster, machines: list[Machine], *, clocks_ms: list[int]) -> None:
+        """I7 and I18, once faults are over; `clocks_ms`: what the controllers take for now. Raises Broken with what is
+        not settled yet.
+        """
         self._settling = True
         try:
-            self._check_settled(cluster, machines, now_ms)
+            self._check_settled(cluster, machines, clocks_ms)
         finally:
             self._settling = False
 
-    def _check_settled(self, cluster: Cluster, machines: list[Machine], now_ms: int) -> None:
+    def _check_settled(self, cluster: Cluster, machines: list[Machine], clocks_ms: list[int]) -> None:
         for workload in self.live_workloads():
             containers = [c for c in self.containers() if c.spec.workload_uid == workload.metadata.uid]
-            self._check_workload(workload, containers, cluster, now_ms)
+            self._check_workload(workload, containers, cluster, clocks_ms)
         for container in self.containers():
             orphan = ("Workload", container.spec.workload_uid) in self.removed
             self._must(not orphan, "I7", f"{container.metadata.name} outlived its workload")
@@ -447,8 +451,10 @@ class Checker(Witness):
         """True time since the last event, whatever clock has stamped it."""
         return self.now_s - self._written_s.get((kind, uid), 0.0)
 
-    def _check_workload(self, workload: Workload, containers: list[Container], cluster: Cluster, now_ms: int) -> None:
-        gap = reconcile(workload, containers, now_ms=now_ms)
+    def _check_workload(
+        self, workload: Workload, containers: list[Container], cluster: Cluster, clocks_ms: list[int]
+    ) -> None:
+        gap = reconcile(workload, containers, now_ms=clocks_ms[0])
         name = workload.metadata.name
         self._must(not gap.stops, "I7", f"{name} still has something to stop")
         self._must(workload.status.desired != WorkloadStatus.DELETE, "I7", f"{name} is still being deleted")
@@ -470,7 +476,21 @@ class Checker(Witness):
         if overdue:
             reason = explain(cluster, workload).reason
             true = reason.code != Reason.WAITING_FOR_SCHEDULER and bool(reason.code)
+            true = true or any(self._is_passed_over(workload, cluster, now_ms) for now_ms in clocks_ms)
             self._must(true, "I7", f"{name} waits for no reason: {overdue}")
+
+    def _is_passed_over(self, workload: Workload, cluster: Cluster, now_ms: int) -> bool:
+        """Whether what is free is kept for another, which has waited for long by this clock (one may have jumped)."""
+        waiting = []
+        for each in self.live_workloads():
+            containers = [c for c in self.containers() if c.spec.workload_uid == each.metadata.uid]
+            vacancies = reconcile(each, containers, now_ms=now_ms).vacancies
+            waiting += [
+                Waiting(each, v.replica, v.attempt, since_ms=v.since_ms, failures=v.failures) for v in vacancies
+            ]
+        planned = plan(cluster, waiting, now_ms=now_ms, seed=0)
+        placed = {placement.waiting.workload.metadata.uid for placement in planned.placements}
+        return workload.metadata.uid in planned.refusals.keys() - placed
 
     def _check_boxes(self, machines: list[Machine]) -> None:
         boxes = {box.uid: box for machine in machines for box in machine.boxes.values()}

@@ -246,7 +246,8 @@ class World:
             joined = sum(kind == "Node" for kind, _ in self.checker.states)
             if joined < len(machines):
                 raise Broken(f"I7: {joined} of {len(machines)} nodes have joined")
-            self.checker.check_settled(planes[0].cluster, machines, now_ms=planes[0].clock.now_ms())
+            clocks_ms = [plane.clock.now_ms() for plane in planes]
+            self.checker.check_settled(planes[0].cluster, machines, clocks_ms=clocks_ms)
         except Broken as broken:
             self._last_trouble = str(broken)
             return self._last_trouble
