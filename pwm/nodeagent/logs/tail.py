@@ -27,7 +27,8 @@ BLOCK_BYTES = 1 << 20
 MAX_BLOCK_BYTES = 16 << 20
 # What a fingerprint covers; a first record's time is within it.
 _FINGERPRINT_BYTES = 64
-# Looking at a chain of files that is being rotated is repeated; each rotation takes the engine well under 1 ms.
+# Looking at a chain of files that is being rotated is repeated; each rotation takes the engine well under 1 ms, unless
+# it loses the processor meanwhile: then there is a next time.
 _CHAIN_ATTEMPTS = 20
 
 _NOTHING = Batch(b"", NO_RUNS, 0)
@@ -140,11 +141,17 @@ class FileTail:
         return False
 
     def _chain(self) -> list[tuple[Path, int]]:
-        """Existing files with their inodes, the newest first."""
+        """Existing files with their inodes, the newest first.
+
+        The engine renames the oldest first, so while it rotates one number is missing, with older files behind it.
+        """
         chain = [(self._path, inode)] if (inode := _inode(self._path)) else []
-        number = 1
-        while inode := _inode(older := self._path.with_name(f"{self._path.name}.{number}")):
-            chain.append((older, inode))
+        number, missing = 1, 0
+        while missing < 2:
+            older = self._path.with_name(f"{self._path.name}.{number}")
+            if inode := _inode(older):
+                chain.append((older, inode))
+            missing = 0 if inode else missing + 1
             number += 1
         return chain
 

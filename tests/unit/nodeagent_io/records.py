@@ -1,7 +1,7 @@
 """Log records as Docker's `local` driver writes them, laid out by hand, apart from the code that reads them."""
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 START_NS = 1_770_000_000_000_000_000
@@ -38,11 +38,18 @@ def part(text: bytes, *, last: bool = False, stderr: bool = False, time_ns: int 
 
 def rotate(path: Path, *, keep: int = 5) -> None:
     """Renames as the engine does: PATH → PATH.1 → …, the oldest is deleted."""
+    for _ in rotating(path, keep=keep):
+        pass
+
+
+def rotating(path: Path, *, keep: int = 5) -> Iterator[None]:
+    """The same, stopping after each step but the last."""
     path.with_name(f"{path.name}.{keep - 1}").unlink(missing_ok=True)
     for number in range(keep - 1, 0, -1):
         newer = path if number == 1 else path.with_name(f"{path.name}.{number - 1}")
         if newer.exists():
             newer.rename(path.with_name(f"{path.name}.{number}"))
+            yield
     path.touch()
 
 

@@ -8,7 +8,7 @@ import pytest
 from pwm.nodeagent.drivers.driver import LogFormat
 from pwm.nodeagent.logs.batch import START, Cursor
 from pwm.nodeagent.logs.tail import FileTail
-from tests.unit.nodeagent_io.records import appender, line, rotate
+from tests.unit.nodeagent_io.records import appender, line, rotate, rotating
 
 
 def _tail(path: Path, cursor: Cursor = START) -> FileTail:
@@ -65,6 +65,27 @@ def test_several_rotations_between_two_looks_lose_nothing(path: Path) -> None:
         rotate(path)
         append(line(b"%d" % number))
     assert _all(tail) == b"end of 0\n1\nend of 1\n2\nend of 2\n3\n"
+    tail.close()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize("taken", [0, 1], ids=["from the beginning", "going on"])
+def test_a_look_in_the_midst_of_a_rotation_loses_nothing(path: Path, taken: int, steps: int) -> None:
+    """However long the engine takes from one renaming to the next."""
+    append = appender(path)
+    append(line(b"0"))
+    tail = _tail(path)
+    seen = _all(tail) if taken else b""
+    for number in (1, 2):
+        rotate(path)
+        append(line(b"%d" % number))
+    rotation = rotating(path)
+    for _ in range(steps):
+        next(rotation)
+    seen += _all(tail)
+    list(rotation)
+    append(line(b"3"))
+    assert seen + _all(tail) == b"0\n1\n2\n3\n"
     tail.close()
 
 
