@@ -354,7 +354,7 @@ def told_ended_too_early() -> None:
     )  # fmt: skip
 
 
-@bug("freeze-agent", "kill-watchdog")
+@bug("freeze-agent", "kill-watchdog", seed=189)
 def beside_the_one_before() -> None:
     """An attempt starts while the one before it, which nobody has ended in time, still runs on the same machine."""
     from pwm.nodeagent.supervisor import Supervisor

@@ -200,7 +200,7 @@ class Resources(ResourceServiceServicer):
 
 
 class Workloads(WorkloadServiceServicer):
-    """Inspect and Processes are left to the generated class: they are not implemented."""
+    """Inspect and Processes are left to the generated class, which answers UNIMPLEMENTED."""
 
     def __init__(self, world: World) -> None:
         self.world = world
